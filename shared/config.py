@@ -1,0 +1,125 @@
+"""Settings of both commands: frozen, checked once, typos refused. Reading files is `shared.settings`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from shared.errors import InvalidSetting, UnknownSetting
+from shared.sampling import MAX_TOP_K
+
+DEFAULT_ADDRESS = "127.0.0.1:50151"
+DEFAULT_DRAFT = "qwen2.5-coder-0.5b"
+DEFAULT_TARGET = "qwen2.5-coder-1.5b"
+
+Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[^:\s]+):\d{1,5}$")]
+CacheType = Literal["f16", "f32", "q8_0"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class EdgeConfig(_Settings):
+    """Settings of `duet`."""
+
+    mode: Literal["local", "cloud", "speculate"] = "speculate"
+    """Who makes the tokens."""
+    cloud: Address = DEFAULT_ADDRESS
+    """HOST:PORT of the `duet-cloud` service."""
+    model: str = DEFAULT_DRAFT
+    """Edge model: a registered name or a GGUF file."""
+    system: str | None = None
+    """System prompt."""
+    max_tokens: int = Field(512, ge=1)
+    """Completion tokens at most."""
+    temperature: float = Field(0.0, ge=0.0)
+    """0 is greedy."""
+    top_k: int = Field(MAX_TOP_K, ge=1, le=MAX_TOP_K)
+    """Likeliest tokens that are drawn from."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Mass of the likeliest tokens that are drawn from."""
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    """Least likelihood relative to the likeliest token."""
+    seed: int | None = Field(None, ge=0, lt=2**64)
+    """Seed of the noise; unset draws one."""
+    stop: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
+    """The answer ends before any of these texts."""
+    max_draft_tokens: int = Field(4, ge=1, le=64)
+    """Draft tokens per round."""
+    context_tokens: int = Field(4096, ge=64)
+    """Prompt and completion of the edge model, in tokens."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the edge model; unset takes the physical cores."""
+    gpu_layers: int = Field(0, ge=-1)
+    """Layers of the edge model on a GPU; -1 is all."""
+    connect_timeout_s: float = Field(5.0, gt=0.0)
+    """Seconds until a silent address counts as unreachable."""
+    verify_timeout_s: float = Field(120.0, gt=0.0)
+    """Seconds without any message from the cloud until a stream is given up."""
+
+
+class CloudConfig(_Settings):
+    """Settings of `duet-cloud`."""
+
+    target: Literal["llama-cpp"] = "llama-cpp"
+    """Engine of the target model."""
+    model: str = DEFAULT_TARGET
+    """Target model: a registered name or a file."""
+    listen: Address = DEFAULT_ADDRESS
+    """HOST:PORT; port 0 takes a free one."""
+    slots: int = Field(4, ge=1, le=256)
+    """Streams whose KV caches are held at once."""
+    context_tokens: int = Field(4096, ge=64)
+    """Prompt and completion of one stream, in tokens."""
+    max_draft_tokens: int = Field(32, ge=1, le=256)
+    """The longest single draft that is taken."""
+    cache_type: CacheType = "f16"
+    """Type of the KV cache."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; unset takes the physical cores."""
+    gpu_layers: int = Field(0, ge=-1)
+    """Layers on a GPU; -1 is all."""
+    drain_s: float = Field(10.0, ge=0.0)
+    """Seconds that running streams get to finish after SIGTERM, before they are handed back."""
+    log_format: Literal["text", "json"] = "text"
+    """One line or one JSON object per log record."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe record that is logged."""
+
+
+Settings = TypeVar("Settings", EdgeConfig, CloudConfig)
+
+
+def resolve(cls: type[Settings], layers: Mapping[str, Mapping[str, Any]]) -> tuple[Settings, dict[str, str]]:
+    """Merge layers of settings into one checked config.
+
+    Args:
+        layers: source name -> settings, weakest first, for example defaults < "duet.yaml" < "environment"
+            < "flags". Text is converted to the setting's type.
+    Returns:
+        The config, and for each setting the name of the source that set it ("default" where none did).
+    Raises:
+        UnknownSetting: names the setting, its source and the nearest known one.
+        InvalidSetting: names the setting, its source and what is allowed.
+    """
+    merged: dict[str, Any] = {}
+    origin = dict.fromkeys(cls.model_fields, "default")
+    for source, values in layers.items():
+        for name, value in values.items():
+            if name not in cls.model_fields:
+                near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.0)[0]
+                raise UnknownSetting(f"unknown setting {name!r} in {source}; did you mean {near!r}?")
+            merged[name] = value
+            origin[name] = source
+    try:
+        return cls(**merged), origin
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise InvalidSetting(
+            f"{name} = {merged.get(name)!r} in {origin[name]} cannot be used: {first['msg'].lower()}"
+        ) from None

@@ -1,0 +1,102 @@
+"""The messages of a stream, as both ends' state machines see them; `protos.wire` carries them.
+
+Fields are those of `protos/duet/v1/speculation.proto`, where each is explained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from shared.sampling import Sampling
+
+
+class FinishReason(str, Enum):
+    STOP = "stop"
+    """The target ended its text, or a stop string was met."""
+    LENGTH = "length"
+    """max_tokens or the context is used up."""
+    DRAIN = "drain"
+    """The service is leaving; resume elsewhere."""
+
+
+class Policy(str, Enum):
+    LOSSLESS = "lossless"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """`prompt` is a chat, or token ids that are used as they stand."""
+
+    prompt: tuple[Message, ...] | tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    committed: tuple[int, ...] = ()
+    policy: Policy = Policy.LOSSLESS
+    max_tokens: int | None = None
+    predicted_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    model: str
+    prompt_token_ids: tuple[int, ...]
+    end_token_ids: frozenset[int]
+    sampling: Sampling
+    max_tokens: int
+    max_draft_tokens: int
+    vocabulary_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    epoch: int
+    start: int
+    token_ids: tuple[int, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    queue_us: int = 0
+    verify_us: int = 0
+
+
+NO_TIMINGS = Timings()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    epoch: int
+    start: int
+    num_scored: int
+    num_accepted: int
+    next_token: int | None
+    timings: Timings = NO_TIMINGS
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    start: int
+    token_ids: tuple[int, ...]
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    rounds: int
+    target_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: FinishReason
+    usage: Usage
