@@ -15,6 +15,7 @@ in float64. `docs/protocol.md` lists values to test against.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,11 +80,11 @@ class Rows:
         return len(self.token_ids)
 
 
-def rows_from_logits(logits: NDArray[np.float32], k: int) -> Rows:
+def rows_from_logits(logits: Sequence[NDArray[np.float32]], k: int) -> Rows:
     """Reduce logits to their k likeliest tokens.
 
     Args:
-        logits: [num_positions, vocabulary_size]. -inf masks a token.
+        logits: num_positions rows of [vocabulary_size]. -inf masks a token.
         k: row width, >= 1.
     Raises:
         ValueError: a position without any finite logit, or a NaN.

@@ -257,6 +257,10 @@ class EdgeSession:
         return EdgeEvent.VERDICT_LEAVES_DRAFTS if self._in_flight else EdgeEvent.VERDICT_SETTLES_ALL
 
 
+MAX_ROUND_TOKENS = 256
+"""Draft tokens of one round, and so of one draft: what a pass of the target can hold beside others."""
+
+
 class Admission(Enum):
     ADMITTED = auto()
     REPEATED = auto()
@@ -311,11 +315,15 @@ class CloudSession:
         self._max_draft_tokens = max_draft_tokens
         self._end_token_ids = end_token_ids
         self._legal_token_ids = legal_token_ids
-        self._waiting: list[Draft] = []
+        self._waiting: deque[Draft] = deque()
         self._admitted: dict[int, Draft] = {}
         self._expected_start = len(self.committed)
         self._edge_waits = False
         self._finish_if_complete()
+
+    @property
+    def done(self) -> bool:
+        return self.state is CloudState.DONE
 
     def receive(self, draft: Draft) -> Admission:
         """Take a draft in, or say why it does not count.
@@ -339,13 +347,16 @@ class CloudSession:
         return Admission.ADMITTED
 
     def next_round(self) -> Round | None:
-        """Coalesce all that waits into one round, or None while nothing waits."""
+        """Coalesce what waits, up to MAX_ROUND_TOKENS, into one round; None while nothing waits."""
         if self.state is not CloudState.READY:
             return None
         self._move(CloudEvent.ROUND)
-        drafted = [token for draft in self._waiting for token in draft.token_ids]
-        last = not self._waiting[-1].more
-        self._waiting.clear()
+        drafted: list[int] = []
+        last = False
+        while self._waiting and len(drafted) + len(self._waiting[0].token_ids) <= MAX_ROUND_TOKENS:
+            draft = self._waiting.popleft()
+            drafted += draft.token_ids
+            last = not draft.more
         start = len(self.committed)
         scored = self._worth_scoring(drafted, room=self._max_tokens - start)
         bonus = last and len(scored) == len(drafted) and self._may_continue(start, scored)

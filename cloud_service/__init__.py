@@ -1,0 +1,1 @@
+"""The service that hosts the target model: `duet-cloud`."""

@@ -1,0 +1,102 @@
+"""Which tokens of which streams go into the next pass of the target. Pure: counts in, counts out.
+
+Continuous batching (Yu et al. 2022, Orca, OSDI '22): every pass takes the steps of all streams that
+wait, and fills up with chunks of prompts (Agrawal et al. 2023, Sarathi, arXiv:2308.16369), as many tokens
+as keep the streams that are being written within a stated stretch of their own pace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+STEP_TOKENS = 16
+"""Work of at most this many tokens counts as a step even where not all of it is read."""
+
+
+def plan(
+    remaining: Sequence[int], num_rows: Sequence[int], *, max_batch_tokens: int, prefill_tokens: int
+) -> list[int]:
+    """Decide how many tokens of each stream go into the next pass.
+
+    Args:
+        remaining: [num_streams], tokens that each stream still has to evaluate, longest waiting first.
+        num_rows: [num_streams], how many of the last of them are read, which must come out of one pass.
+        max_batch_tokens: of the whole pass.
+        prefill_tokens: of prompts in this pass; they share it equally, so that a short prompt
+            does not wait for a long one.
+    Returns:
+        [num_streams] tokens, 0 for a stream that waits. A step is taken whole or not at all.
+
+    >>> plan([1, 5, 300, 40], [1, 5, 1, 1], max_batch_tokens=64, prefill_tokens=32)
+    [1, 5, 16, 16]
+    """
+    taken = [0] * len(remaining)
+    room = max_batch_tokens
+    for i, count in enumerate(remaining):
+        if is_step(count, num_rows[i]) and count <= room:
+            taken[i] = count
+            room -= count
+    prompts = [i for i, count in enumerate(remaining) if not is_step(count, num_rows[i])]
+    room = min(room, prefill_tokens)
+    while prompts and room:
+        share = max(1, room // len(prompts))
+        for i in prompts:
+            extra = min(share, remaining[i] - taken[i], room)
+            taken[i] += extra
+            room -= extra
+        prompts = [i for i in prompts if taken[i] < remaining[i]]
+    return [
+        min(count, left - rows) if count < left else count
+        for count, left, rows in zip(taken, remaining, num_rows, strict=True)
+    ]
+
+
+def is_step(remaining: int, num_rows: int) -> bool:
+    """Whether a stream's work is a token or a draft, and not a prompt."""
+    return remaining <= max(STEP_TOKENS, num_rows)
+
+
+class PassCost:
+    """Learns what a pass costs, seconds = base + per_token * tokens, and sizes prompt chunks by it."""
+
+    def __init__(self, *, stretch: float = 2.0, longest_pass_s: float = 0.25) -> None:
+        """
+        Args:
+            stretch: a pass with steps in it may take this many times what it would without prompts.
+            longest_pass_s: aim for passes of prompts alone, so that a newcomer or a cancel waits no longer.
+        """
+        self._stretch = stretch
+        self._longest_pass_s = longest_pass_s
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Decayed least squares over (tokens, seconds)."""
+        keep = 0.95
+        self._n = keep * self._n + 1
+        self._x = keep * self._x + num_tokens
+        self._y = keep * self._y + seconds
+        self._xx = keep * self._xx + num_tokens * num_tokens
+        self._xy = keep * self._xy + num_tokens * seconds
+
+    def predict(self, num_tokens: int) -> float:
+        """Seconds of a pass; 0 before anything was seen."""
+        base, per_token = self._fit()
+        return base + per_token * num_tokens
+
+    def prefill_tokens(self, num_step_tokens: int) -> int:
+        """How many prompt tokens a pass may take beside its steps; at least one, so that prompts progress."""
+        _, per_token = self._fit()
+        if per_token <= 0.0:
+            return STEP_TOKENS
+        if num_step_tokens:
+            spare_s = (self._stretch - 1.0) * self.predict(num_step_tokens)
+        else:
+            spare_s = self._longest_pass_s
+        return max(1 if num_step_tokens else STEP_TOKENS, int(spare_s / per_token))
+
+    def _fit(self) -> tuple[float, float]:
+        spread = self._n * self._xx - self._x * self._x
+        if spread <= 1e-9 * max(1.0, self._xx):
+            return 0.0, self._y / self._x if self._x else 0.0
+        per_token = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
+        return max(0.0, (self._y - per_token * self._x) / self._n), per_token

@@ -1,0 +1,134 @@
+"""The process around the servicer: model, listening address, health, reflection, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from cloud_service.servicer import SpeculationServicer
+from cloud_service.targets.base import Target
+from cloud_service.targets.llama_cpp import LlamaCppTarget
+from protos import wire
+from protos.duet.v1 import speculation_pb2 as pb2
+from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
+from shared.config import CloudConfig
+from shared.errors import AddressInUse
+from shared.llama import LlamaContext, LlamaModel
+from shared.models import ResolvedModel
+
+log = structlog.get_logger("duet.cloud")
+
+SERVICE = pb2.DESCRIPTOR.services_by_name["SpeculationService"].full_name
+
+
+def configure_logging(config: CloudConfig) -> None:
+    """Structured records on standard error, one a line."""
+    level = getattr(logging, config.log_level.upper())
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer()
+        if config.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    shared_processors: list[structlog.types.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+    ]
+    structlog.configure(
+        processors=[
+            *shared_processors,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(renderer, foreign_pre_chain=shared_processors))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # llama.cpp narrates its loading; that is for --log-level debug.
+    logging.getLogger("duet.llama").setLevel(max(level, logging.ERROR) if level > logging.DEBUG else level)
+
+
+def load_target(config: CloudConfig, model: ResolvedModel) -> Target:
+    """Load the model and make its context. Takes seconds; raises ModelError."""
+    llama = LlamaModel(model.path, model.name, gpu_layers=config.gpu_layers)
+    context = LlamaContext(
+        llama,
+        num_sequences=config.slots,
+        context_tokens=config.context_tokens,
+        rollback_tokens=config.max_draft_tokens + 1,
+        threads=config.threads,
+        cache_type=config.cache_type,
+    )
+    return LlamaCppTarget(llama, context)
+
+
+async def serve(
+    target: Target, config: CloudConfig, *, on_ready: Callable[[str], None] = lambda address: None
+) -> None:
+    """Listen until SIGTERM or SIGINT, then drain.
+
+    Args:
+        on_ready: called with HOST:PORT once requests are answered.
+    Raises:
+        AddressInUse: the address cannot be bound.
+    """
+    servicer = SpeculationServicer(target, max_draft_tokens=config.max_draft_tokens)
+    health = health_aio.HealthServicer()
+    server = grpc.aio.server(
+        options=[
+            # Two services on one port would share its connections at random.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+        ]
+    )
+    pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection((SERVICE, health_aio.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host, _, _ = config.listen.rpartition(":")
+    try:
+        port = server.add_insecure_port(config.listen)
+    except RuntimeError:
+        raise AddressInUse(
+            f"cannot listen on {config.listen}: the port is in use or the address is not this machine's;"
+            " choose another with --listen HOST:PORT (port 0 takes a free one)"
+        ) from None
+    await server.start()
+    for service in ("", SERVICE):
+        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
+    address = f"{host}:{port}"
+    log.info(
+        "serving",
+        address=address,
+        model=target.name,
+        target=target.engine,
+        context_tokens=target.context_tokens,
+    )
+    on_ready(address)
+    try:
+        await _termination()
+        log.info("draining", streams=servicer.num_streams, seconds=config.drain_s)
+        for service in ("", SERVICE):
+            await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await servicer.drain(config.drain_s)
+    finally:
+        await server.stop(grace=1.0)
+        await target.close()
+        log.info("stopped")
+
+
+async def _termination() -> None:
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()

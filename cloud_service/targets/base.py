@@ -1,0 +1,83 @@
+"""What the service asks of an engine: rows for the last positions of a text, and tokens of its own.
+
+A sequence is one stream's place in the engine. Every call names the whole text so far, so that a
+target that lost its cache, or never had one, still answers right; a cache only makes it cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.messages import Message, Timings
+from shared.sampling import Rows, Sampling
+from shared.vocab import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    rows: Rows
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """How the target continues a text alone. Tokens are drawn by `sampling.draw`."""
+
+    sampling: Sampling
+    seed: int
+    start: int
+    """Completion position of the first new token."""
+    max_tokens: int
+    """New tokens at most."""
+    end_token_ids: frozenset[int]
+    """The stream ends after any of these."""
+
+
+class TargetSequence(Protocol):
+    num_computed_tokens: int
+    """Tokens that the target evaluated for this stream."""
+
+    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+        """Rows for the tokens that would follow each of the last `num_rows` tokens of the text.
+
+        Args:
+            token_ids: prompt, committed tokens and draft.
+            width: tokens per row.
+        """
+        ...
+
+    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> AsyncGenerator[list[int], None]:
+        """Continue the text; yields tokens as they are made."""
+        ...
+
+
+class Target(Protocol):
+    engine: str
+    """Name of the engine, as in --target."""
+    name: str
+    """Name of the model."""
+    context_tokens: int
+    """Prompt and completion of one stream."""
+    vocabulary: Vocabulary
+    end_token_ids: frozenset[int]
+
+    def render_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Apply the model's chat template. Raises InvalidRequest where the template refuses."""
+        ...
+
+    def piece(self, token_id: int) -> bytes:
+        """Bytes of one token as people see it: none for special tokens."""
+        ...
+
+    def sequence(self, token_ids: Sequence[int]) -> AbstractAsyncContextManager[TargetSequence]:
+        """A place in the engine for a stream that begins with these tokens; freed on exit, on cancel too.
+
+        Raises:
+            CloudOverloaded: no place came free in time.
+        """
+        ...
+
+    async def close(self) -> None: ...

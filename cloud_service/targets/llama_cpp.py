@@ -1,0 +1,314 @@
+"""A target on llama.cpp, in this process: one context, one thread, every stream in the same batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from cloud_service.scheduling import PassCost, is_step, plan
+from cloud_service.targets.base import GenerateOptions, Scores
+from shared.errors import CloudFailed, CloudOverloaded, DuetError
+from shared.llama import DecodeAborted, Extension, LlamaContext, LlamaModel
+from shared.llama.context import common_prefix
+from shared.messages import Message, Timings
+from shared.sampling import Rows, draw, rows_from_logits
+
+log = logging.getLogger("duet.target")
+
+RowsSink = Callable[[Rows, Timings], "list[int] | None"]
+"""Takes the rows of a finished job, in the engine's thread; returns tokens to go on with, or None."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """Bring one slot to `token_ids` and hand out the rows of the last `num_rows` of them."""
+
+    slot: int
+    token_ids: list[int]
+    num_rows: int
+    width: int
+    sequence: LlamaCppSequence
+    deliver: RowsSink
+    fail: Callable[[DuetError], None]
+    submitted: float = field(default_factory=time.perf_counter)
+    started: float | None = None
+    cancelled: bool = False
+
+
+class _Slots:
+    """Who holds which sequence of the context. Free ones keep their text; the oldest text goes first."""
+
+    def __init__(self, num_slots: int, max_waiting: int, wait_s: float) -> None:
+        self._free: OrderedDict[int, list[int]] = OrderedDict((slot, []) for slot in range(num_slots))
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._max_waiting = max_waiting
+        self._wait_s = wait_s
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    async def acquire(self, token_ids: list[int]) -> int:
+        """Take the free slot that shares the longest prefix, or wait in line for the next one."""
+        if self._free:
+            slot = max(self._free, key=lambda free: common_prefix(self._free[free], token_ids))
+            del self._free[slot]
+            return slot
+        if len(self._waiting) >= self._max_waiting:
+            raise CloudOverloaded(
+                f"all slots are taken and {len(self._waiting)} streams wait already; try again later"
+            )
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            return await asyncio.wait_for(asyncio.shield(turn), self._wait_s)
+        except BaseException as error:
+            if turn.done():  # the slot came in the same moment
+                self.release(turn.result(), ())
+            else:
+                self._waiting.remove(turn)
+            if isinstance(error, asyncio.TimeoutError):
+                raise CloudOverloaded(
+                    f"no slot came free within {self._wait_s:g} s; try again later"
+                ) from None
+            raise
+
+    def release(self, slot: int, cached: Sequence[int]) -> None:
+        """Hand the slot to whoever waits longest, or keep it with the text that it holds."""
+        if self._waiting:
+            self._waiting.popleft().set_result(slot)
+        else:
+            self._free[slot] = list(cached)
+
+
+class LlamaCppTarget:
+    """Implements `base.Target`. All llama.cpp calls happen in one thread of its own."""
+
+    engine = "llama-cpp"
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        context: LlamaContext,
+        *,
+        max_waiting_streams: int = 64,
+        max_wait_s: float = 30.0,
+    ) -> None:
+        """
+        Args:
+            max_waiting_streams: streams that may queue for a slot.
+            max_wait_s: how long they do.
+        """
+        self.name = model.name
+        self.context_tokens = context.context_tokens
+        self.vocabulary = model.vocabulary
+        self.end_token_ids = model.end_token_ids
+        self._model = model
+        self._context = context
+        self._slots = _Slots(len(context.cached), max_waiting_streams, max_wait_s)
+        self._jobs: list[_Job] = []
+        self._running: list[_Job] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._cost = PassCost()
+        self._thread = threading.Thread(target=self._run, name="duet-llama", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_free_slots(self) -> int:
+        return self._slots.num_free
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that wait or run: 0 when every stream has ended."""
+        return len(self._jobs)
+
+    def render_chat(self, messages: Sequence[Message]) -> list[int]:
+        return self._model.render_chat(messages)
+
+    def piece(self, token_id: int) -> bytes:
+        return self._model.piece(token_id)
+
+    @asynccontextmanager
+    async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[LlamaCppSequence]:
+        slot = await self._slots.acquire(list(token_ids))
+        try:
+            yield LlamaCppSequence(self, slot)
+        finally:
+            self._slots.release(slot, self._context.cached[slot])
+
+    async def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._context.abort()
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+        self._context.close()
+        self._model.close()
+
+    def submit(self, job: _Job) -> None:
+        with self._wake:
+            if self._closing:
+                raise CloudFailed("the target is shut down")
+            self._jobs.append(job)
+            self._wake.notify()
+
+    def cancel(self, job: _Job) -> None:
+        """Forget a job; a pass that works for nobody else is stopped at once."""
+        with self._wake:
+            job.cancelled = True
+            if job in self._jobs:
+                self._jobs.remove(job)
+            if self._running and all(running.cancelled for running in self._running):
+                self._context.abort()
+
+    # Below: the engine's thread.
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._running = []
+                while not self._jobs and not self._closing:
+                    self._wake.wait()
+                if self._closing:
+                    jobs, self._jobs = self._jobs, []
+                    break
+                self._context.clear_abort()
+                batch = self._next_batch()
+                self._running = [job for job, _ in batch]
+            try:
+                self._pass(batch)
+            except DecodeAborted:
+                continue
+            except Exception as error:
+                log.exception("a pass of the target failed")
+                self._fail(self._running, error)
+        self._fail(jobs, CloudFailed("the target was shut down"))
+
+    def _next_batch(self) -> list[tuple[_Job, Extension]]:
+        self._jobs.sort(key=lambda job: job.submitted)
+        remaining = []
+        for job in self._jobs:
+            kept = self._context.align(job.slot, job.token_ids[: len(job.token_ids) - job.num_rows])
+            remaining.append(len(job.token_ids) - kept)
+        num_rows = [job.num_rows for job in self._jobs]
+        steps = [left for left, rows in zip(remaining, num_rows, strict=True) if is_step(left, rows)]
+        taken = plan(
+            remaining,
+            num_rows,
+            max_batch_tokens=self._context.max_batch_tokens,
+            prefill_tokens=self._cost.prefill_tokens(sum(steps)),
+        )
+        batch = []
+        for job, left, count in zip(self._jobs, remaining, taken, strict=True):
+            if count:
+                first = len(job.token_ids) - left
+                read = job.num_rows if count == left else 0
+                batch.append((job, Extension(job.slot, job.token_ids[first : first + count], read)))
+        return batch
+
+    def _pass(self, batch: list[tuple[_Job, Extension]]) -> None:
+        began = time.perf_counter()
+        for job, _ in batch:
+            job.started = job.started or began
+        rows = self._context.decode([extension for _, extension in batch])
+        ended = time.perf_counter()
+        self._cost.observe(sum(len(extension.token_ids) for _, extension in batch), ended - began)
+        for (job, extension), logits in zip(batch, rows, strict=True):
+            job.sequence.num_computed_tokens += len(extension.token_ids)
+            if extension.num_rows and not job.cancelled:
+                self._deliver(job, rows_from_logits(logits, job.width), ended)
+
+    def _deliver(self, job: _Job, rows: Rows, now: float) -> None:
+        assert job.started is not None
+        timings = Timings(
+            queue_us=int((job.started - job.submitted) * 1e6), verify_us=int((now - job.started) * 1e6)
+        )
+        more = job.deliver(rows, timings)
+        with self._wake:
+            if more is None:
+                with suppress(ValueError):  # cancelled meanwhile
+                    self._jobs.remove(job)
+            else:
+                job.token_ids += more
+                job.submitted, job.started = now, None
+
+    def _fail(self, jobs: Sequence[_Job], error: Exception) -> None:
+        reason = error if isinstance(error, DuetError) else CloudFailed(f"the target failed: {error}")
+        with self._wake:
+            self._jobs = [job for job in self._jobs if job not in jobs]
+        for job in jobs:
+            job.fail(reason)
+
+
+class LlamaCppSequence:
+    """Implements `base.TargetSequence` on one slot."""
+
+    def __init__(self, target: LlamaCppTarget, slot: int) -> None:
+        self._target = target
+        self._slot = slot
+        self.num_computed_tokens = 0
+
+    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Scores] = loop.create_future()
+
+        def deliver(rows: Rows, timings: Timings) -> None:
+            loop.call_soon_threadsafe(_settle, done, Scores(rows, timings))
+
+        def fail(error: DuetError) -> None:
+            loop.call_soon_threadsafe(_settle, done, error)
+
+        job = _Job(self._slot, list(token_ids), num_rows, width, self, deliver, fail)
+        self._target.submit(job)
+        try:
+            scores = await done
+        finally:
+            self._target.cancel(job)
+        return scores
+
+    async def generate(
+        self, token_ids: Sequence[int], options: GenerateOptions
+    ) -> AsyncGenerator[list[int], None]:
+        loop = asyncio.get_running_loop()
+        made: asyncio.Queue[int | DuetError] = asyncio.Queue()
+        text = list(token_ids)
+        base = len(text) - options.start
+
+        def deliver(rows: Rows, _: Timings) -> list[int] | None:
+            position = len(job.token_ids) - base
+            token = int(draw(rows, options.sampling, options.seed, position)[0])
+            loop.call_soon_threadsafe(made.put_nowait, token)
+            last = position + 1 >= options.start + options.max_tokens or token in options.end_token_ids
+            return None if last else [token]
+
+        def fail(error: DuetError) -> None:
+            loop.call_soon_threadsafe(made.put_nowait, error)
+
+        job = _Job(self._slot, text, 1, options.sampling.row_width, self, deliver, fail)
+        self._target.submit(job)
+        try:
+            for _ in range(options.max_tokens):
+                token = await made.get()
+                if isinstance(token, DuetError):
+                    raise token
+                yield [token]
+                if token in options.end_token_ids:
+                    return
+        finally:
+            self._target.cancel(job)
+
+
+def _settle(done: asyncio.Future[Scores], result: Scores | DuetError) -> None:
+    if done.done():
+        return
+    if isinstance(result, DuetError):
+        done.set_exception(result)
+    else:
+        done.set_result(result)

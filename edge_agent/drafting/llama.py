@@ -1,0 +1,69 @@
+"""Drafts from a llama.cpp model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from edge_agent.edge_model import EdgeModel
+from shared.sampling import Sampling, draw, rows_from_logits
+
+_SEQUENCE = 0
+
+
+class LlamaDrafter:
+    """Continues a text with the edge model, by the target's own rule and noise (`sampling.draw`).
+
+    The same noise makes sampled drafts agree with the target more often than independent ones would,
+    and makes mode `local` reproducible by its seed.
+    """
+
+    def __init__(self, edge: EdgeModel, masked_ids: Collection[int] = ()) -> None:
+        """
+        Args:
+            masked_ids: never proposed, because the target has no such token.
+        """
+        self._edge = edge
+        self._masked = np.array(sorted(masked_ids), np.int64)
+
+    async def draft(
+        self,
+        text_ids: Sequence[int],
+        num_tokens: int,
+        *,
+        sampling: Sampling,
+        seed: int,
+        start: int,
+        end_token_ids: Collection[int],
+    ) -> list[int]:
+        """Propose up to `num_tokens`: fewer after an end of text, or where the context is full.
+
+        Args:
+            text_ids: prompt and completion so far; what the KV cache shares with it is not computed again.
+            start: completion position of the first proposed token.
+        """
+        num_tokens = min(num_tokens, self._edge.context.context_tokens - len(text_ids))
+
+        def work() -> list[int]:
+            context = self._edge.context
+            drafted: list[int] = []
+            if num_tokens < 1:
+                return drafted
+            kept = context.align(_SEQUENCE, text_ids[:-1])
+            pending = list(text_ids[kept:])
+            while True:
+                rows = context.extend(_SEQUENCE, pending, 1)
+                if self._masked.size:
+                    rows[0][self._masked[self._masked < len(rows[0])]] = -np.inf
+                token = int(
+                    draw(
+                        rows_from_logits(rows, sampling.row_width), sampling, seed, start + len(drafted)
+                    )[0]
+                )
+                drafted.append(token)
+                if len(drafted) == num_tokens or token in end_token_ids:
+                    return drafted
+                pending = [token]
+
+        return await self._edge.run(work)

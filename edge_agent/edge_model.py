@@ -1,0 +1,58 @@
+"""The edge model behind an async door: llama.cpp works in one thread, and a cancel stops it at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from shared.config import EdgeConfig
+from shared.llama import DecodeAborted, LlamaContext, LlamaModel
+
+Result = TypeVar("Result")
+
+
+class EdgeModel:
+    """A loaded model with one sequence, whose KV cache is reused by longest common prefix."""
+
+    def __init__(self, model: LlamaModel, context: LlamaContext) -> None:
+        self.model = model
+        self.context = context
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="duet-edge-model")
+
+    @classmethod
+    async def load(cls, path: Path, name: str, config: EdgeConfig) -> EdgeModel:
+        """Load model and context in a thread. Raises ModelError."""
+        return await asyncio.to_thread(cls._load, path, name, config)
+
+    @classmethod
+    def _load(cls, path: Path, name: str, config: EdgeConfig) -> EdgeModel:
+        model = LlamaModel(path, name, gpu_layers=config.gpu_layers)
+        context = LlamaContext(
+            model,
+            num_sequences=1,
+            context_tokens=config.context_tokens,
+            rollback_tokens=config.max_draft_tokens + 1,
+            threads=config.threads,
+        )
+        return cls(model, context)
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Run model work in the model's thread. When cancelled, the decode in it ends before this returns."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self.context.abort()
+            with suppress(DecodeAborted, asyncio.CancelledError):
+                await future
+            self.context.clear_abort()
+            raise
+
+    async def close(self) -> None:
+        await self.run(self.context.close)
+        self._thread.shutdown()
+        self.model.close()

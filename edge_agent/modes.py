@@ -1,0 +1,118 @@
+"""How an answer is made, one function a mode: each yields what it commits and ends with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from edge_agent.drafting.llama import LlamaDrafter
+from edge_agent.edge_model import EdgeModel
+from edge_agent.remote import Cloud
+from shared.errors import CloudFailed, PromptTooLong
+from shared.events import Token
+from shared.messages import Finished, FinishReason, Message, Open, Opened
+from shared.session import EdgeSession, EdgeState, Origin
+from shared.vocab import ids_to_mask
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """The prompt is in: comes once, before any token."""
+
+    num_prompt_tokens: int
+    cloud_model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What speculation cost so far."""
+
+    num_drafted: int
+    num_accepted: int
+
+
+Step = Prompted | Round | Token | FinishReason
+
+ByteCounter = Callable[[int], None]
+
+
+async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
+    """The edge answers alone."""
+    messages = tuple(part for part in request.prompt if isinstance(part, Message))
+    prompt = edge.model.render_chat(messages)
+    room = edge.context.context_tokens - len(prompt)
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {len(prompt)} tokens, but the edge's context holds"
+            f" {edge.context.context_tokens}; shorten it, or set --context-tokens"
+        )
+    yield Prompted(len(prompt), None)
+    drafter = LlamaDrafter(edge)
+    ends = edge.model.end_token_ids
+    text = list(prompt)
+    for position in range(min(request.max_tokens or room, room)):
+        [token] = await drafter.draft(
+            text, 1, sampling=request.sampling, seed=request.seed, start=position, end_token_ids=ends
+        )
+        text.append(token)
+        yield Token(token, edge.model.piece(token), Origin.LOCAL)
+        if token in ends:
+            yield FinishReason.STOP
+            return
+    yield FinishReason.LENGTH
+
+
+async def cloud(remote: Cloud, request: Open, count_bytes: ByteCounter) -> AsyncGenerator[Step, None]:
+    """The target answers alone; the edge only shows."""
+    async with aclosing(remote.generate(request)) as messages:
+        async for message in messages:
+            if isinstance(message, Opened):
+                yield Prompted(len(message.prompt_token_ids), message.model)
+            elif isinstance(message, Finished):
+                yield message.reason
+            else:
+                count_bytes(message.num_bytes)
+                for token in message.split():
+                    yield token
+
+
+async def speculate(
+    edge: EdgeModel, remote: Cloud, request: Open, max_draft_tokens: int, count_bytes: ByteCounter
+) -> AsyncGenerator[Step, None]:
+    """The edge drafts, the target verifies; the text is the target's own (design: lossless)."""
+    session = EdgeSession(request.committed)
+    session.send_open()
+    async with remote.speculate(request) as stream:
+        opened = stream.opened
+        session.receive_opened(opened)
+        masked: frozenset[int] = frozenset()
+        if opened.vocabulary_sha256 != edge.model.vocabulary.sha256:
+            masked = ids_to_mask(edge.model.vocabulary, (await remote.describe()).vocabulary)
+        drafter = LlamaDrafter(edge, masked)
+        yield Prompted(len(opened.prompt_token_ids), opened.model)
+        while session.state is not EdgeState.DONE:
+            if session.state is EdgeState.DRAFTING:
+                text = [*opened.prompt_token_ids, *session.committed]
+                room = opened.max_tokens - len(session.committed) - 1  # the target's own token closes a round
+                drafted = await drafter.draft(
+                    text,
+                    min(max_draft_tokens, opened.max_draft_tokens, room),
+                    sampling=request.sampling,
+                    seed=request.seed,
+                    start=len(session.committed),
+                    end_token_ids=opened.end_token_ids,
+                )
+                await stream.send(session.send_draft(drafted, more=False))
+            message = await stream.receive()
+            if isinstance(message, Finished):
+                session.receive_finished(message)
+                yield message.reason
+                continue
+            commit = session.receive_verdict(message)
+            yield Round(message.num_scored, message.num_accepted)
+            for token, origin in zip(commit.token_ids, commit.origins, strict=True):
+                yield Token(token, edge.model.piece(token), origin)
+        count_bytes(stream.num_bytes)
+    if session.finished is None:
+        raise CloudFailed(f"the cloud at {remote.address} ended the stream without a reason")

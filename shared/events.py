@@ -1,0 +1,63 @@
+"""What a caller of the agent receives while a request is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.messages import FinishReason
+from shared.session import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A committed token."""
+
+    id: int
+    piece: bytes
+    """Its bytes; may be part of a character, or empty for a special token."""
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know; one line."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Committed text that will not be taken back."""
+
+    text: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The whole result; the last event of a request."""
+
+    answer: str
+    mode: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    rounds: int
+    """Verifications; 0 unless the mode is `speculate`."""
+    acceptance_length: float | None
+    """Committed tokens per round: accepted ones and the target's own, 1 to draft length + 1."""
+    drafted_tokens: int
+    accepted_tokens: int
+    ttft_ms: float | None
+    """Request sent to first token committed."""
+    tpot_ms: float | None
+    """(last token - first token) / (completion_tokens - 1)."""
+    bytes_per_token: float | None
+    """Serialised Drafts, Verdicts and Tokens per committed token, both directions, without framing."""
+    seed: int
+    edge_model: str | None
+    cloud_model: str | None
+    tokens: tuple[Token, ...]
+
+
+Event = Notice | Text | Answer

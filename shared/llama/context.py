@@ -1,0 +1,244 @@
+"""A llama.cpp context with several sequences: prefill, decode, score, roll back; many streams in one batch.
+
+A sequence's KV cache always holds exactly `cached[sequence]`. Work is an `Extension`: tokens appended to
+one sequence, with logits for its last positions only (a row of a 152k vocabulary is 600 KB, and nobody
+reads the rest). Extensions of many sequences share one `llama_decode`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.config import CacheType
+from shared.errors import ModelUnsupported, OutOfMemory
+from shared.llama.model import LlamaModel, engine_error
+from shared.vocab import TokenKind
+
+try:
+    import llama_cpp
+except ImportError:  # LlamaModel says so, and no context exists without a model
+    llama_cpp = None
+
+_GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+_DECODE_ABORTED = 2
+
+
+class DecodeAborted(Exception):
+    """`LlamaContext.abort` stopped a decode; the sequences in it are as they were before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """Tokens appended to a sequence, and how many of the last get a row of logits."""
+
+    sequence: int
+    token_ids: Sequence[int]
+    num_rows: int
+
+
+class LlamaContext:
+    """KV caches of up to `num_sequences` streams over one model. Not thread-safe, but for `abort`."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        num_sequences: int,
+        context_tokens: int,
+        rollback_tokens: int,
+        max_batch_tokens: int = 512,
+        threads: int | None = None,
+        cache_type: CacheType = "f16",
+    ) -> None:
+        """
+        Args:
+            context_tokens: per sequence.
+            rollback_tokens: how far `rewind` must reach back at least, for models with a recurrent state.
+            max_batch_tokens: of one `decode`.
+        Raises:
+            OutOfMemory: the caches do not fit.
+            ModelUnsupported: the model cannot roll back.
+        """
+        self.model = model
+        self.context_tokens = context_tokens
+        self.max_batch_tokens = max_batch_tokens
+        self.cached: list[list[int]] = [[] for _ in range(num_sequences)]
+        self.num_decoded_tokens = 0
+        """Tokens evaluated since the start: the cost of everything done here."""
+        self._abort_flag = ctypes.create_string_buffer(2)
+
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = num_sequences * context_tokens
+        params.n_batch = params.n_ubatch = max_batch_tokens
+        params.n_seq_max = num_sequences
+        params.n_threads = params.n_threads_batch = threads or _available_cores()
+        params.type_k = params.type_v = _GGML_TYPES[cache_type]
+        if cache_type == "f32":
+            # Flash attention rounds keys and values to f16, whatever type they are kept in.
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        # One buffer for all sequences, so that streams at different lengths still share a batch.
+        params.kv_unified = True
+        # Sliding-window layers keep everything: a rollback may need what a window would have dropped.
+        params.swa_full = True
+        params.no_perf = True
+        if model.has_recurrent_state:
+            params.n_rs_seq = rollback_tokens
+        self._handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise OutOfMemory(
+                f"no memory for {num_sequences} x {context_tokens} tokens of {model.name}: {engine_error()};"
+                " choose fewer slots or a smaller context"
+            )
+        if model.has_recurrent_state and llama_cpp.llama_n_rs_seq(self._handle) < rollback_tokens:
+            self.close()
+            raise ModelUnsupported(
+                f"{model.name} keeps a recurrent state that cannot be rolled back;"
+                " choose a transformer model, or use --mode cloud"
+            )
+        self._memory = llama_cpp.llama_get_memory(self._handle)
+        self._batch = llama_cpp.llama_batch_init(max_batch_tokens, 0, 1)
+        self._install_abort()
+        kinds = np.array(model.vocabulary.kinds)
+        legal = np.flatnonzero(kinds != TokenKind.PADDING)
+        self._num_ids = int(legal[-1]) + 1
+        self._padding_inside = np.flatnonzero(kinds[: self._num_ids] == TokenKind.PADDING)
+
+    def close(self) -> None:
+        if self._handle:
+            llama_cpp.llama_free(self._handle)
+            self._handle = None
+        if hasattr(self, "_batch"):
+            llama_cpp.llama_batch_free(self._batch)
+            del self._batch
+
+    def __enter__(self) -> LlamaContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def align(self, sequence: int, token_ids: Sequence[int]) -> int:
+        """Keep the longest common prefix of the cache and `token_ids`, drop the rest; returns its length."""
+        kept = common_prefix(self.cached[sequence], list(token_ids))
+        return self.rewind(sequence, kept)
+
+    def rewind(self, sequence: int, num_tokens: int) -> int:
+        """Shorten a cache to `num_tokens`; returns what is left, 0 where it cannot reach back so far."""
+        cached = self.cached[sequence]
+        if num_tokens >= len(cached):
+            return len(cached)
+        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, num_tokens, -1):
+            llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            num_tokens = 0
+        del cached[num_tokens:]
+        return num_tokens
+
+    def decode(self, work: Sequence[Extension]) -> list[list[NDArray[np.float32]]]:
+        """Evaluate extensions of several sequences in one pass over the weights.
+
+        Args:
+            work: at most one entry per sequence, `max_batch_tokens` tokens in all.
+        Returns:
+            For each entry, `num_rows` rows of logits [vocabulary_size], -inf for padding ids. They are
+            views into llama.cpp's buffer: read them before the next `decode`.
+        Raises:
+            DecodeAborted: `abort` was called; nothing was appended.
+            OutOfMemory: the cache is full.
+        """
+        self._fill_batch(work)
+        status = llama_cpp.llama_decode(self._handle, self._batch)
+        if status != 0:
+            self._undo(work, status)
+        rows: list[list[NDArray[np.float32]]] = []
+        end = 0
+        for item in work:
+            end += len(item.token_ids)
+            rows.append([self._row(i) for i in range(end - item.num_rows, end)])
+            self.cached[item.sequence] += item.token_ids
+        self.num_decoded_tokens += end
+        return rows
+
+    def extend(self, sequence: int, token_ids: Sequence[int], num_rows: int) -> list[NDArray[np.float32]]:
+        """`decode` for one sequence, in as many batches as it takes.
+
+        Raises:
+            ValueError: more rows than one batch holds.
+        """
+        if num_rows > self.max_batch_tokens:
+            raise ValueError(f"{num_rows} rows, but a batch holds {self.max_batch_tokens} tokens")
+        head = max(0, len(token_ids) - max(num_rows, 1))
+        for i in range(0, head, self.max_batch_tokens):
+            self.decode([Extension(sequence, token_ids[i : min(i + self.max_batch_tokens, head)], 0)])
+        return self.decode([Extension(sequence, token_ids[head:], num_rows)])[0]
+
+    def abort(self) -> None:
+        """Stop the decode that runs in another thread, and every later one until `clear_abort`."""
+        self._abort_flag[0] = b"\1"
+
+    def clear_abort(self) -> None:
+        self._abort_flag[0] = b"\0"
+
+    def _install_abort(self) -> None:
+        """llama.cpp asks a C function before each graph node: strlen of a one-byte flag, so no Python."""
+        libc = ctypes.CDLL("msvcrt" if os.name == "nt" else None)
+        strlen = ctypes.cast(libc.strlen, ctypes.c_void_p).value
+        self._abort_callback = llama_cpp.ggml_abort_callback(strlen)
+        llama_cpp.llama_set_abort_callback(
+            self._handle, self._abort_callback, ctypes.cast(self._abort_flag, ctypes.c_void_p)
+        )
+
+    def _fill_batch(self, work: Sequence[Extension]) -> None:
+        batch: Any = self._batch
+        n = 0
+        for item in work:
+            position = len(self.cached[item.sequence])
+            first_row = len(item.token_ids) - item.num_rows
+            for i, token in enumerate(item.token_ids):
+                batch.token[n] = token
+                batch.pos[n] = position + i
+                batch.n_seq_id[n] = 1
+                batch.seq_id[n][0] = item.sequence
+                batch.logits[n] = i >= first_row
+                n += 1
+        batch.n_tokens = n
+
+    def _undo(self, work: Sequence[Extension], status: int) -> None:
+        for item in work:
+            kept = len(self.cached[item.sequence])
+            if not llama_cpp.llama_memory_seq_rm(self._memory, item.sequence, kept, -1):
+                llama_cpp.llama_memory_seq_rm(self._memory, item.sequence, -1, -1)
+                self.cached[item.sequence].clear()
+        if status == _DECODE_ABORTED:
+            raise DecodeAborted
+        raise OutOfMemory(f"llama.cpp could not decode (status {status}): {engine_error()}")
+
+    def _row(self, index: int) -> NDArray[np.float32]:
+        pointer = llama_cpp.llama_get_logits_ith(self._handle, index)
+        row = np.ctypeslib.as_array(pointer, shape=(self._num_ids,))
+        row[self._padding_inside] = -np.inf
+        return row
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the longest common prefix.
+
+    >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,173 @@
+"""A GGUF model: its weights, its vocabulary, its chat template."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections import deque
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InvalidRequest, ModelFileInvalid, ModelUnsupported
+from shared.messages import Message
+from shared.vocab import TokenKind, Vocabulary
+
+try:
+    import llama_cpp
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+except ImportError:  # mapped to a line that says what to do when a model is loaded
+    llama_cpp = None
+
+log = logging.getLogger("duet.llama")
+
+_DOCUMENT_END = "<|endoftext|>"
+"""Ends a document in several families; their chat models may end an answer with it too."""
+
+_GGML_WARN, _GGML_ERROR = 3, 4
+_engine_errors: deque[str] = deque(maxlen=4)
+_keep_alive: list[Any] = []
+
+
+def _quiet_engine() -> None:
+    """Send llama.cpp's own messages to logging, and keep its last errors for ours."""
+    if _keep_alive:
+        return
+
+    def receive(level: int, text: bytes, _: Any) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level == _GGML_ERROR:
+            _engine_errors.append(line)
+        log.log(logging.WARNING if level in (_GGML_WARN, _GGML_ERROR) else logging.DEBUG, "%s", line)
+
+    callback = llama_cpp.llama_log_callback(receive)
+    _keep_alive.append(callback)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+def engine_error() -> str:
+    """What llama.cpp said last, for messages."""
+    return _engine_errors[-1] if _engine_errors else "no reason given"
+
+
+class LlamaModel:
+    """Weights and vocabulary of one GGUF file, memory-mapped; contexts are made from it."""
+
+    def __init__(self, path: Path, name: str, *, gpu_layers: int = 0) -> None:
+        """
+        Args:
+            name: what people call the model.
+            gpu_layers: layers kept on a GPU; -1 is all.
+        Raises:
+            ModelFileInvalid: not a GGUF file, or llama.cpp cannot read it.
+            ModelUnsupported: llama.cpp is not installed, or the model cannot generate text.
+        """
+        if llama_cpp is None:
+            raise ModelUnsupported(
+                "llama.cpp is not installed; run: pip install 'duet-llm[edge]' (or [cloud] for the service)"
+            )
+        _quiet_engine()
+        self.name = name
+        self.path = path
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise ModelFileInvalid(f"{path} is not a model that llama.cpp can read: {engine_error()}")
+        self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        if not llama_cpp.llama_model_has_decoder(self.handle):
+            raise ModelUnsupported(f"{name} does not generate text")
+        self._formatter = Jinja2ChatFormatter(
+            template=self._chat_template(),
+            eos_token=self._special_text(llama_cpp.llama_vocab_eos(self._vocab)),
+            bos_token=self._special_text(llama_cpp.llama_vocab_bos(self._vocab)),
+        )
+
+    def close(self) -> None:
+        if self.handle:
+            llama_cpp.llama_model_free(self.handle)
+            self.handle = None
+
+    @property
+    def has_recurrent_state(self) -> bool:
+        """Recurrent and hybrid models cannot drop part of their memory (llama.cpp issue 20039)."""
+        return bool(
+            llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
+        )
+
+    @property
+    def context_train(self) -> int:
+        """Positions that the model was trained for."""
+        return int(llama_cpp.llama_model_n_ctx_train(self.handle))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """[vocab_size] pieces and kinds."""
+        kinds = [self._kind(i) for i in range(self.vocab_size)]
+        pieces = [
+            b"" if kind == TokenKind.PADDING else self.piece(i, special=True) for i, kind in enumerate(kinds)
+        ]
+        return Vocabulary(self.name, pieces, kinds)
+
+    @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """What ends an answer of this model.
+
+        llama.cpp's own end set is wider: for Qwen2.5 it holds `</s>`, which HTML text contains.
+        """
+        ids = {llama_cpp.llama_vocab_eos(self._vocab), llama_cpp.llama_vocab_eot(self._vocab)}
+        document_end = self.tokenize(_DOCUMENT_END)
+        if len(document_end) == 1:
+            ids.update(document_end)
+        return frozenset(i for i in ids if i >= 0)
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of a text, in which special tokens are recognised."""
+        raw = text.encode("utf-8")
+        buffer = (ctypes.c_int32 * (len(raw) + 8))()
+        n = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), add_special, True)
+        if n < 0:
+            raise InvalidRequest("the text could not be split into tokens")
+        return list(buffer[:n])
+
+    def piece(self, token_id: int, *, special: bool = False) -> bytes:
+        """Bytes of one token; special tokens have none unless asked for."""
+        buffer = ctypes.create_string_buffer(64)
+        n = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
+
+    def render_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Apply the model's own chat template: token ids that end where the answer begins.
+
+        Raises:
+            InvalidRequest: the template refuses the messages, for example an unknown role.
+        """
+        raw = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            prompt = self._formatter(messages=raw).prompt  # type: ignore[arg-type, unused-ignore]
+        except Exception as error:  # templates raise whatever they like
+            raise InvalidRequest(f"{self.name}'s chat template refuses these messages: {error}") from None
+        return self.tokenize(prompt)
+
+    def _chat_template(self) -> str:
+        template = llama_cpp.llama_model_chat_template(self.handle, None)
+        if not template:
+            raise ModelUnsupported(f"{self.name} has no chat template; choose an instruction-tuned model")
+        return template.decode("utf-8") if isinstance(template, bytes) else str(template)
+
+    def _special_text(self, token_id: int) -> str:
+        return self.piece(token_id, special=True).decode("utf-8", "replace") if token_id >= 0 else ""
+
+    def _kind(self, token_id: int) -> TokenKind:
+        attr = llama_cpp.llama_vocab_get_attr(self._vocab, token_id)
+        if attr & llama_cpp.LLAMA_TOKEN_ATTR_UNUSED or attr == llama_cpp.LLAMA_TOKEN_ATTR_UNDEFINED:
+            return TokenKind.PADDING
+        if attr & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN):
+            return TokenKind.SPECIAL
+        return TokenKind.TEXT

@@ -1,0 +1,17 @@
+"""Named models: what they are (`registry`), where they come from (`sources`), where they lie (`cache`)."""
+
+from __future__ import annotations
+
+from shared.models.cache import ModelCache, ResolvedModel, default_cache_dir, resolve
+from shared.models.registry import ModelEntry, Registry
+from shared.models.sources import Progress
+
+__all__ = [
+    "ModelCache",
+    "ModelEntry",
+    "Progress",
+    "Registry",
+    "ResolvedModel",
+    "default_cache_dir",
+    "resolve",
+]

@@ -1,0 +1,70 @@
+"""From token bytes to text that may be shown: whole characters only, and nothing past a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+Tag = TypeVar("Tag")
+
+
+class TextStream(Generic[Tag]):
+    """Decodes pieces as they come; every shown character carries the tag of the piece that completed it.
+
+    A suffix that could still become a stop string is held back until it cannot.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        """
+        Args:
+            stop: the text ends before the first of these; not empty ones.
+        """
+        self.stopped = False
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._tags: list[Tag] = []
+        self._last_tag: Tag | None = None
+
+    def feed(self, piece: bytes, tag: Tag) -> list[tuple[str, Tag]]:
+        """Add a token's bytes; returns runs of text that may be shown now. Ignored once stopped."""
+        self._last_tag = tag
+        return self._take(self._decoder.decode(piece), tag)
+
+    def finish(self) -> list[tuple[str, Tag]]:
+        """The end: what was held back, and a replacement character for an unfinished one."""
+        if self._last_tag is None:
+            return []
+        shown = self._take(self._decoder.decode(b"", final=True), self._last_tag)
+        return shown if self.stopped else shown + self._show(len(self._held))
+
+    def _take(self, text: str, tag: Tag) -> list[tuple[str, Tag]]:
+        if self.stopped:
+            return []
+        self._held += text
+        self._tags += [tag] * len(text)
+        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._show(min(found))
+        return self._show(len(self._held) - self._possible_stop())
+
+    def _possible_stop(self) -> int:
+        """Length of the longest suffix of the held text that begins a stop string."""
+        longest = min(len(self._held), max(map(len, self._stop), default=1) - 1)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+    def _show(self, length: int) -> list[tuple[str, Tag]]:
+        runs: list[tuple[str, Tag]] = []
+        for character, tag in zip(self._held[:length], self._tags[:length], strict=True):
+            if runs and runs[-1][1] == tag:
+                runs[-1] = (runs[-1][0] + character, tag)
+            else:
+                runs.append((character, tag))
+        self._held = self._held[length:]
+        del self._tags[:length]
+        return runs
