@@ -49,7 +49,10 @@ def serve(
     log_format: Annotated[str | None, typer.Option(help=_help("log_format"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
 ) -> None:
-    """Serve a target model until SIGTERM. Flags win over DUET_CLOUD_* variables over the file over defaults."""
+    """Serve a target model until SIGTERM.
+
+    Flags win over DUET_CLOUD_* variables over the settings file over defaults.
+    """
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
     settings, _ = load(
         CloudConfig, flags=flags, file=config, file_name="duet-cloud.yaml", env_prefix="DUET_CLOUD_"

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud_service.servicer import SpeculationServicer
@@ -54,8 +53,6 @@ def configure_logging(config: CloudConfig) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(renderer, foreign_pre_chain=shared_processors))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # llama.cpp narrates its loading; that is for --log-level debug.
-    logging.getLogger("duet.llama").setLevel(max(level, logging.ERROR) if level > logging.DEBUG else level)
 
 
 def load_target(config: CloudConfig, model: ResolvedModel) -> Target:
@@ -83,7 +80,7 @@ async def serve(
         AddressInUse: the address cannot be bound.
     """
     servicer = SpeculationServicer(target, max_draft_tokens=config.max_draft_tokens)
-    health = health_aio.HealthServicer()
+    health_servicer = health.aio.HealthServicer()
     server = grpc.aio.server(
         options=[
             # Two services on one port would share its connections at random.
@@ -92,8 +89,8 @@ async def serve(
         ]
     )
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((SERVICE, health_aio.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host, _, _ = config.listen.rpartition(":")
     try:
         port = server.add_insecure_port(config.listen)
@@ -104,7 +101,7 @@ async def serve(
         ) from None
     await server.start()
     for service in ("", SERVICE):
-        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
     address = f"{host}:{port}"
     log.info(
         "serving",
@@ -118,7 +115,7 @@ async def serve(
         await _termination()
         log.info("draining", streams=servicer.num_streams, seconds=config.drain_s)
         for service in ("", SERVICE):
-            await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+            await health_servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await servicer.drain(config.drain_s)
     finally:
         await server.stop(grace=1.0)

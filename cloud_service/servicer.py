@@ -245,9 +245,9 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                         break  # handed back
                     start = len(session.committed)
                     kept = session.append(token_ids)
-                    text = b"".join(self._target.piece(token) for token in kept)
+                    pieces = tuple(self._target.piece(token) for token in kept)
                     stream.num_computed_tokens = sequence.num_computed_tokens
-                    yield pb2.GenerateResponse(tokens=wire.encode_tokens(Tokens(start, kept, text)))
+                    yield pb2.GenerateResponse(tokens=wire.encode_tokens(Tokens(start, kept, pieces)))
         yield pb2.GenerateResponse(finished=wire.encode_finished(stream.finished()))
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
 from typing import Annotated
 
 import typer
@@ -12,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.errors import UnknownModel
-from shared.models import ModelCache, ModelEntry, Registry, default_cache_dir
+from shared.models import ModelCache, Registry, default_cache_dir
 from shared.terminal import CommandGroup, pull_progress
 
 app = typer.Typer(cls=CommandGroup, help="List, pull, find and remove models.", no_args_is_help=True)
@@ -60,3 +57,17 @@ def rm(name: Name) -> None:
     cache = ModelCache(default_cache_dir())
     removed = cache.remove(Registry.load().entry(name))
     typer.echo(f"{name} is removed." if removed else f"{name} was not there.")
+
+
+def _table(registry: Registry, cache: ModelCache, width: int) -> Table:
+    table = Table(box=None)
+    for column in ("name", "pair", "role", "vocabulary", "size", "status", "license"):
+        table.add_column(column, no_wrap=True)
+    if width >= _WIDE:
+        table.add_column("description", overflow="ellipsis", no_wrap=True)
+    for entry in sorted(registry, key=lambda entry: (not entry.tested, entry.pair or "", entry.role)):
+        status = "pulled" if cache.has(entry) else "tested" if entry.tested else "untested"
+        size = f"{entry.size_bytes / 1e9:.2f} GB"
+        row = [entry.name, entry.pair or "-", entry.role, entry.vocabulary, size, status, entry.license]
+        table.add_row(*row, *([entry.description] if width >= _WIDE else []))
+    return table

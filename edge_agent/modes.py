@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from edge_agent.drafting.llama import LlamaDrafter
 from edge_agent.edge_model import EdgeModel
-from edge_agent.remote import Cloud
-from shared.errors import CloudFailed, PromptTooLong
+from edge_agent.remote import Cloud, Meter
+from shared.errors import PromptTooLong
 from shared.events import Token
 from shared.messages import Finished, FinishReason, Message, Open, Opened
 from shared.session import EdgeSession, EdgeState, Origin
@@ -33,8 +33,6 @@ class Round:
 
 
 Step = Prompted | Round | Token | FinishReason
-
-ByteCounter = Callable[[int], None]
 
 
 async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
@@ -63,27 +61,26 @@ async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
     yield FinishReason.LENGTH
 
 
-async def cloud(remote: Cloud, request: Open, count_bytes: ByteCounter) -> AsyncGenerator[Step, None]:
+async def cloud(remote: Cloud, request: Open, meter: Meter) -> AsyncGenerator[Step, None]:
     """The target answers alone; the edge only shows."""
-    async with aclosing(remote.generate(request)) as messages:
+    async with aclosing(remote.generate(request, meter)) as messages:
         async for message in messages:
             if isinstance(message, Opened):
                 yield Prompted(len(message.prompt_token_ids), message.model)
             elif isinstance(message, Finished):
                 yield message.reason
             else:
-                count_bytes(message.num_bytes)
-                for token in message.split():
-                    yield token
+                for token, piece in zip(message.token_ids, message.pieces, strict=True):
+                    yield Token(token, piece, Origin.CLOUD)
 
 
 async def speculate(
-    edge: EdgeModel, remote: Cloud, request: Open, max_draft_tokens: int, count_bytes: ByteCounter
+    edge: EdgeModel, remote: Cloud, request: Open, max_draft_tokens: int, meter: Meter
 ) -> AsyncGenerator[Step, None]:
     """The edge drafts, the target verifies; the text is the target's own (design: lossless)."""
     session = EdgeSession(request.committed)
     session.send_open()
-    async with remote.speculate(request) as stream:
+    async with remote.speculate(request, meter) as stream:
         opened = stream.opened
         session.receive_opened(opened)
         masked: frozenset[int] = frozenset()
@@ -113,6 +110,3 @@ async def speculate(
             yield Round(message.num_scored, message.num_accepted)
             for token, origin in zip(commit.token_ids, commit.origins, strict=True):
                 yield Token(token, edge.model.piece(token), origin)
-        count_bytes(stream.num_bytes)
-    if session.finished is None:
-        raise CloudFailed(f"the cloud at {remote.address} ended the stream without a reason")

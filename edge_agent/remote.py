@@ -27,6 +27,14 @@ class CloudInfo:
     vocabulary: Vocabulary
 
 
+@dataclass(slots=True)
+class Meter:
+    """What drafting or streaming costs on the link."""
+
+    num_bytes: int = 0
+    """Serialised Drafts, Verdicts and Tokens, without framing and without the prompt."""
+
+
 class Cloud:
     """A connection to one `duet-cloud` service, made on first use."""
 
@@ -49,6 +57,10 @@ class Cloud:
         if self._channel is not None:
             await self._channel.close()
 
+    async def check(self) -> None:
+        """Raises CloudUnavailable where nothing answers."""
+        await self._connect()
+
     async def describe(self) -> CloudInfo:
         """What is served, with the whole vocabulary."""
         stub = await self._connect()
@@ -65,7 +77,7 @@ class Cloud:
             wire.decode_vocabulary(response.model, response),
         )
 
-    async def generate(self, request: Open) -> AsyncGenerator[Opened | Tokens | Finished, None]:
+    async def generate(self, request: Open, meter: Meter) -> AsyncGenerator[Opened | Tokens | Finished, None]:
         """The target's own answer as it is made. Closing the generator ends the stream."""
         stub = await self._connect()
         call = stub.Generate(pb2.GenerateRequest(open=wire.encode_open(request)))
@@ -75,6 +87,7 @@ class Cloud:
                 if kind == "opened":
                     yield wire.decode_opened(response.opened)
                 elif kind == "tokens":
+                    meter.num_bytes += response.ByteSize()
                     yield wire.decode_tokens(response.tokens)
                 elif kind == "finished":
                     yield wire.decode_finished(response.finished)
@@ -82,16 +95,16 @@ class Cloud:
             call.cancel()
 
     @asynccontextmanager
-    async def speculate(self, request: Open) -> AsyncIterator[SpeculateStream]:
+    async def speculate(self, request: Open, meter: Meter) -> AsyncIterator[SpeculateStream]:
         """Open a stream for drafts; leaving the context ends it."""
         stub = await self._connect()
         call = stub.Speculate()
         try:
-            yield await SpeculateStream.open(self, call, request)
+            yield await SpeculateStream.open(self, call, request, meter)
         finally:
             call.cancel()
 
-    async def _connect(self) -> pb2_grpc.SpeculationServiceAsyncStub:
+    async def _connect(self) -> pb2_grpc.SpeculationServiceStub:
         """Connect once; a refused or silent address is an error at once, not a retry for minutes."""
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(
@@ -102,7 +115,7 @@ class Cloud:
             await asyncio.wait_for(self._ready(self._channel), self._connect_timeout_s)
         except asyncio.TimeoutError:
             raise self._unavailable(f"gave no answer within {self._connect_timeout_s:g} s") from None
-        return pb2_grpc.SpeculationServiceStub(self._channel)  # type: ignore[no-untyped-call, no-any-return]
+        return pb2_grpc.SpeculationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def _ready(self, channel: grpc.aio.Channel) -> None:
         while True:
@@ -139,26 +152,25 @@ class Cloud:
 
 
 class SpeculateStream:
-    """An open `Speculate` call. Counts what it moves, so that a user can see what drafting costs."""
+    """An open `Speculate` call."""
 
-    def __init__(self, cloud: Cloud, call: Any, opened: Opened) -> None:
+    def __init__(self, cloud: Cloud, call: Any, opened: Opened, meter: Meter) -> None:
+        self.opened = opened
         self._cloud = cloud
         self._call = call
-        self.opened = opened
-        self.num_bytes = 0
-        """Serialised Drafts and Verdicts."""
+        self._meter = meter
 
     @classmethod
-    async def open(cls, cloud: Cloud, call: Any, request: Open) -> SpeculateStream:
+    async def open(cls, cloud: Cloud, call: Any, request: Open, meter: Meter) -> SpeculateStream:
         await _write(cloud, call, pb2.SpeculateRequest(open=wire.encode_open(request)))
         response = await cloud._read(call)
         if response is grpc.aio.EOF or response.WhichOneof("message") != "opened":
             raise CloudFailed(f"the cloud at {cloud.address} did not open the stream")
-        return cls(cloud, call, wire.decode_opened(response.opened))
+        return cls(cloud, call, wire.decode_opened(response.opened), meter)
 
     async def send(self, draft: Draft) -> None:
         message = pb2.SpeculateRequest(draft=wire.encode_draft(draft))
-        self.num_bytes += message.ByteSize()
+        self._meter.num_bytes += message.ByteSize()
         await _write(self._cloud, self._call, message)
 
     async def receive(self) -> Verdict | Finished:
@@ -167,7 +179,7 @@ class SpeculateStream:
             raise CloudUnavailable(f"the cloud at {self._cloud.address} ended the stream early")
         if response.WhichOneof("message") == "finished":
             return wire.decode_finished(response.finished)
-        self.num_bytes += response.ByteSize()
+        self._meter.num_bytes += response.ByteSize()
         return wire.decode_verdict(response.verdict)
 
 

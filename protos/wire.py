@@ -155,11 +155,11 @@ def decode_verdict(wire: pb2.Verdict) -> Verdict:
 
 
 def encode_tokens(message: Tokens) -> pb2.Tokens:
-    return pb2.Tokens(start=message.start, token_ids=message.token_ids, text=message.text)
+    return pb2.Tokens(start=message.start, token_ids=message.token_ids, pieces=message.pieces)
 
 
 def decode_tokens(wire: pb2.Tokens) -> Tokens:
-    return Tokens(wire.start, tuple(wire.token_ids), wire.text)
+    return Tokens(wire.start, tuple(wire.token_ids), tuple(wire.pieces))
 
 
 def encode_finished(message: Finished) -> pb2.Finished:

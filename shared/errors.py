@@ -171,6 +171,9 @@ TABLE: dict[type[DuetError], Outcome] = {
     UnexpectedMessage: Outcome("ABORTED", 7),
 }
 
+EXIT_INTERNAL = 70
+"""A failure that duet did not expect (EX_SOFTWARE of sysexits.h)."""
+
 EXIT_INTERRUPTED = 130
 """Ctrl-C, by the shell's convention (128 + SIGINT)."""
 

@@ -85,7 +85,7 @@ class Verdict:
 class Tokens:
     start: int
     token_ids: tuple[int, ...]
-    text: bytes
+    pieces: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from typer.core import TyperGroup
 
-from shared.errors import EXIT_INTERRUPTED, DuetError, outcome
+from shared.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, DuetError, outcome
 from shared.models import Progress
 
 
 class CommandGroup(TyperGroup):
     """Maps `DuetError` to a line on standard error and the exit code of `shared.errors.TABLE`."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except DuetError as error:
@@ -28,6 +28,16 @@ class CommandGroup(TyperGroup):
             raise typer.Exit(outcome(error).exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except Exception as error:
+            # Not ours: typer's own control flow passes, anything else is a bug to report in one line.
+            if "DUET_DEBUG" in os.environ or type(error).__module__.startswith(("typer", "click")):
+                raise
+            typer.echo(
+                f"{ctx.find_root().info_name}: internal error: {type(error).__name__}: {error};"
+                " set DUET_DEBUG=1 for the traceback, and please report it",
+                err=True,
+            )
+            raise typer.Exit(EXIT_INTERNAL) from None
 
 
 @contextmanager

@@ -57,9 +57,7 @@ class LlamaDrafter:
                 if self._masked.size:
                     rows[0][self._masked[self._masked < len(rows[0])]] = -np.inf
                 token = int(
-                    draw(
-                        rows_from_logits(rows, sampling.row_width), sampling, seed, start + len(drafted)
-                    )[0]
+                    draw(rows_from_logits(rows, sampling.row_width), sampling, seed, start + len(drafted))[0]
                 )
                 drafted.append(token)
                 if len(drafted) == num_tokens or token in end_token_ids:

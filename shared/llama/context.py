@@ -208,6 +208,8 @@ class LlamaContext:
                 batch.logits[n] = i >= first_row
                 n += 1
         batch.n_tokens = n
+        # Without any row to compute, llama.cpp's repacked kernels crash (seen with Q4_K in 0.3.36).
+        batch.logits[n - 1] = True
 
     def _undo(self, work: Sequence[Extension], status: int) -> None:
         for item in work:

@@ -25,7 +25,7 @@ log = logging.getLogger("duet.llama")
 _DOCUMENT_END = "<|endoftext|>"
 """Ends a document in several families; their chat models may end an answer with it too."""
 
-_GGML_WARN, _GGML_ERROR = 3, 4
+_GGML_ERROR = 4
 _engine_errors: deque[str] = deque(maxlen=4)
 _keep_alive: list[Any] = []
 
@@ -39,7 +39,7 @@ def _quiet_engine() -> None:
         line = text.decode("utf-8", "replace").strip()
         if level == _GGML_ERROR:
             _engine_errors.append(line)
-        log.log(logging.WARNING if level in (_GGML_WARN, _GGML_ERROR) else logging.DEBUG, "%s", line)
+        log.log(logging.INFO if level == _GGML_ERROR else logging.DEBUG, "%s", line)
 
     callback = llama_cpp.llama_log_callback(receive)
     _keep_alive.append(callback)
@@ -73,6 +73,8 @@ class LlamaModel:
         self.path = path
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        # llama.cpp's AMX kernels fault on batches of three tokens and more (seen with 0.3.36, gcc 12).
+        params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ModelFileInvalid(f"{path} is not a model that llama.cpp can read: {engine_error()}")

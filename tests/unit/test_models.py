@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from edge_agent.models_cli import app
 from shared.errors import (
+    TABLE,
     DownloadFailed,
     HashMismatch,
     InvalidSetting,
@@ -476,8 +477,8 @@ def test_pull_path_and_rm_agree_on_the_file(duet_models, tmp_path):
 
 def test_the_path_of_a_model_that_was_not_pulled_says_how_to_pull_it(duet_models):
     result = duet_models("path", "tiny")
-    assert isinstance(result.exception, UnknownModel)
-    assert "`duet models pull tiny`" in str(result.exception)
+    assert result.exit_code == TABLE[UnknownModel].exit_code
+    assert "`duet models pull tiny`" in result.stderr
 
 
 def test_the_list_shows_pairs_together_and_what_is_untested_and_pulled(duet_models):

@@ -1,0 +1,186 @@
+"""One request, from prompt to tokens: pick the mode, run it, show what may be shown, measure."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from edge_agent import modes
+from edge_agent.edge_model import EdgeModel
+from edge_agent.modes import Prompted, Round, Step
+from edge_agent.remote import Cloud, Meter
+from shared.config import EdgeConfig
+from shared.errors import InvalidRequest, PromptTooLong
+from shared.events import Answer, Event, Notice, Text, Token
+from shared.messages import FinishReason, Message, Open
+from shared.sampling import Sampling
+from shared.session import Origin
+from shared.text import TextStream
+
+
+@dataclass
+class _Tally:
+    """What happened so far in one request."""
+
+    started: float = field(default_factory=time.monotonic)
+    first_token: float | None = None
+    last_token: float | None = None
+    prompt_tokens: int = 0
+    cloud_model: str | None = None
+    num_rounds: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    meter: Meter = field(default_factory=Meter)
+    tokens: list[Token] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+
+    def take(self, step: Step) -> None:
+        if isinstance(step, Prompted):
+            self.prompt_tokens = step.num_prompt_tokens
+            self.cloud_model = step.cloud_model
+        elif isinstance(step, Round):
+            self.num_rounds += 1
+            self.num_drafted += step.num_drafted
+            self.num_accepted += step.num_accepted
+        elif isinstance(step, Token):
+            self.last_token = time.monotonic()
+            self.first_token = self.first_token or self.last_token
+            self.tokens.append(step)
+
+
+class Agent:
+    """Answers requests with an edge model, a cloud, or both."""
+
+    def __init__(self, config: EdgeConfig, *, edge: EdgeModel | None, cloud: Cloud | None) -> None:
+        """
+        Args:
+            edge: needed for modes `local` and `speculate`.
+            cloud: needed for modes `cloud` and `speculate`.
+        """
+        self._config = config
+        self._edge = edge
+        self._cloud = cloud
+
+    async def ask(self, question: str) -> AsyncGenerator[Event, None]:
+        """Answer one question; see `chat`."""
+        if not question.strip():
+            raise InvalidRequest("the question is empty; give it as an argument or on standard input")
+        system = self._config.system
+        messages = [Message("user", question)]
+        if system is not None:
+            messages.insert(0, Message("system", system))
+        async with aclosing(self.chat(messages)) as events:
+            async for event in events:
+                yield event
+
+    async def chat(self, messages: list[Message]) -> AsyncGenerator[Event, None]:
+        """Answer the last of the messages.
+
+        Yields notices and text as they come, and one `Answer` at the end. A chat that outgrows the
+        context loses its oldest turns, never the system prompt, and a notice says so.
+
+        Raises:
+            DuetError: see `shared.errors`; text that was yielded stands.
+        """
+        config = self._config
+        request = Open(
+            prompt=tuple(messages),
+            sampling=Sampling(
+                temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p
+            ),
+            seed=secrets.randbits(64) if config.seed is None else config.seed,
+            max_tokens=config.max_tokens,
+        )
+        num_dropped = 0
+        while True:
+            tally = _Tally()
+            try:
+                async with aclosing(self._answer(request, tally)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except PromptTooLong:
+                shorter = without_oldest_turn(messages)
+                if tally.tokens or shorter is None:
+                    raise
+                num_dropped += len(messages) - len(shorter)
+                messages = shorter
+                request = replace(request, prompt=tuple(messages))
+                yield Notice(f"the chat outgrew the context: its oldest {num_dropped} messages were left out")
+
+    async def _answer(self, request: Open, tally: _Tally) -> AsyncGenerator[Event, None]:
+        text: TextStream[Origin] = TextStream(self._config.stop)
+        reason: FinishReason | None = None
+        async with aclosing(self._steps(request, tally.meter)) as steps:
+            async for step in steps:
+                tally.take(step)
+                if isinstance(step, FinishReason):
+                    reason = step
+                elif isinstance(step, Token):
+                    for event in _show(text.feed(step.piece, step.origin), tally):
+                        yield event
+                    if text.stopped:
+                        reason = FinishReason.STOP
+                        break
+        for event in _show(text.finish(), tally):
+            yield event
+        assert reason is not None, "a mode ends with a reason or an error"
+        yield self._result(request, tally, reason)
+
+    def _steps(self, request: Open, meter: Meter) -> AsyncGenerator[Step, None]:
+        config = self._config
+        if config.mode == "local":
+            assert self._edge is not None
+            return modes.local(self._edge, request)
+        assert self._cloud is not None
+        if config.mode == "cloud":
+            return modes.cloud(self._cloud, request, meter)
+        assert self._edge is not None
+        return modes.speculate(self._edge, self._cloud, request, config.max_draft_tokens, meter)
+
+    def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
+        num = len(tally.tokens)
+        first, last = tally.first_token, tally.last_token
+        return Answer(
+            answer="".join(tally.shown),
+            mode=self._config.mode,
+            finish_reason=reason,
+            prompt_tokens=tally.prompt_tokens,
+            completion_tokens=num,
+            rounds=tally.num_rounds,
+            acceptance_length=num / tally.num_rounds if tally.num_rounds else None,
+            drafted_tokens=tally.num_drafted,
+            accepted_tokens=tally.num_accepted,
+            ttft_ms=None if first is None else 1e3 * (first - tally.started),
+            tpot_ms=1e3 * (last - first) / (num - 1) if first and last and num > 1 else None,
+            bytes_per_token=tally.meter.num_bytes / num if num and self._config.mode != "local" else None,
+            seed=request.seed,
+            edge_model=self._edge.model.name if self._edge else None,
+            cloud_model=tally.cloud_model,
+            tokens=tuple(tally.tokens),
+        )
+
+
+def without_oldest_turn(messages: list[Message]) -> list[Message] | None:
+    """Drop the oldest user message and the answer to it, never a system prompt or the last message.
+
+    >>> chat = [Message("system", "s"), Message("user", "1"), Message("assistant", "2"), Message("user", "3")]
+    >>> [m.content for m in without_oldest_turn(chat)]
+    ['s', '3']
+    """
+    system = [m for m in messages if m.role == "system"]
+    turns = [m for m in messages if m.role != "system"]
+    if len(turns) < 2:
+        return None
+    kept = turns[1:]
+    while len(kept) > 1 and kept[0].role == "assistant":
+        kept = kept[1:]
+    return system + kept
+
+
+def _show(runs: list[tuple[str, Origin]], tally: _Tally) -> list[Text]:
+    tally.shown += [text for text, _ in runs]
+    return [Text(text, origin) for text, origin in runs]

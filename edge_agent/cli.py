@@ -1,0 +1,150 @@
+"""`duet`: the command of somebody at a laptop."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edge_agent.models_cli import app as models_app
+from edge_agent.show import OriginWriter, PlainWriter
+from shared.config import EdgeConfig
+from shared.events import Answer, Notice, Text
+from shared.models import Registry, resolve
+from shared.settings import load
+from shared.terminal import CommandGroup, pull_progress
+
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A small model here and a large one in the cloud answer as one.",
+)
+app.add_typer(models_app, name="models")
+config_app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Look at the settings in force.")
+app.add_typer(config_app, name="config")
+
+
+def _help(name: str) -> str:
+    return EdgeConfig.model_fields[name].description or ""
+
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with any setting.", envvar="DUET_CONFIG")
+]
+
+
+@app.command()
+def ask(
+    question: Annotated[str | None, typer.Argument(help="The question; standard input without it.")] = None,
+    config: ConfigFile = None,
+    mode: Annotated[str | None, typer.Option(help=f"local, cloud or speculate. {_help('mode')}")] = None,
+    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
+    max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
+    temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,
+    top_k: Annotated[int | None, typer.Option(help=_help("top_k"))] = None,
+    top_p: Annotated[float | None, typer.Option(help=_help("top_p"))] = None,
+    min_p: Annotated[float | None, typer.Option(help=_help("min_p"))] = None,
+    seed: Annotated[int | None, typer.Option(help=_help("seed"))] = None,
+    stop: Annotated[list[str] | None, typer.Option(help=f"{_help('stop')} Repeatable.")] = None,
+    max_draft_tokens: Annotated[int | None, typer.Option(help=_help("max_draft_tokens"))] = None,
+    show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour text by who made it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with figures.")] = False,
+) -> None:
+    """Answer a question.
+
+    Flags win over DUET_* variables over duet.yaml over defaults.
+    """
+    flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
+    flags["stop"] = flags["stop"] or None
+    settings, _ = _load(flags, config)
+    if question is None:
+        question = _read_stdin()
+    asyncio.run(_ask(question, settings, show_origin=show_origin, as_json=as_json))
+
+
+@config_app.command("show")
+def show_config(config: ConfigFile = None) -> None:
+    """Print every setting in force and where it comes from."""
+    settings, origin = _load({}, config)
+    table = Table("setting", "value", "from", box=None)
+    for name in type(settings).model_fields:
+        table.add_row(name, json.dumps(getattr(settings, name)), origin[name])
+    Console(soft_wrap=True).print(table)
+
+
+def _load(flags: dict[str, Any], file: Path | None) -> tuple[EdgeConfig, dict[str, str]]:
+    return load(EdgeConfig, flags=flags, file=file, file_name="duet.yaml", env_prefix="DUET_")
+
+
+def _read_stdin() -> str:
+    raw = sys.stdin.buffer.read()
+    return raw.decode("utf-8", "replace")
+
+
+async def _ask(question: str, settings: EdgeConfig, *, show_origin: bool, as_json: bool) -> None:
+    writer = OriginWriter() if show_origin else PlainWriter()
+    async with open_agent(settings) as agent, aclosing(agent.ask(question)) as events:
+        async for event in events:
+            if isinstance(event, Notice):
+                typer.echo(f"duet: {event.message}", err=True)
+            elif isinstance(event, Text) and not as_json:
+                writer.write(event)
+            elif isinstance(event, Answer):
+                if as_json:
+                    typer.echo(answer_json(event))
+                else:
+                    writer.finish(event)
+
+
+@asynccontextmanager
+async def open_agent(settings: EdgeConfig) -> AsyncIterator[Any]:
+    """Load what the mode needs, and nothing else, and close it afterwards."""
+    # llama.cpp and gRPC take a moment to import: help and bad settings answer without them.
+    from edge_agent.agent import Agent
+    from edge_agent.edge_model import EdgeModel
+    from edge_agent.remote import Cloud
+
+    async with Cloud(
+        settings.cloud,
+        connect_timeout_s=settings.connect_timeout_s,
+        silence_timeout_s=settings.verify_timeout_s,
+    ) as cloud:
+        edge = None
+        if settings.mode != "cloud":
+            if settings.mode != "local":
+                await cloud.check()  # before a model is pulled for nothing
+            with pull_progress() as progress:
+                resolved = resolve(settings.model, Registry.load(), progress=progress)
+            edge = await EdgeModel.load(resolved.path, resolved.name, settings)
+        try:
+            yield Agent(settings, edge=edge, cloud=cloud)
+        finally:
+            if edge is not None:
+                await edge.close()
+
+
+def answer_json(answer: Answer) -> str:
+    """One line of JSON; tokens as {id, text, origin}, their text as far as it is whole characters."""
+    fields = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
+    fields["finish_reason"] = answer.finish_reason.value
+    fields["tokens"] = [
+        {"id": t.id, "text": t.piece.decode("utf-8", "replace"), "origin": t.origin.value}
+        for t in answer.tokens
+    ]
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def main() -> None:
+    app()
