@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.errors import UnknownModel
-from shared.models import ModelCache, Registry, default_cache_dir
+from shared.models import ModelCache, ModelEntry, Registry, default_cache_dir
 from shared.terminal import CommandGroup, pull_progress
 
 app = typer.Typer(cls=CommandGroup, help="List, pull, find and remove models.", no_args_is_help=True)
@@ -65,9 +65,13 @@ def _table(registry: Registry, cache: ModelCache, width: int) -> Table:
         table.add_column(column, no_wrap=True)
     if width >= _WIDE:
         table.add_column("description", overflow="ellipsis", no_wrap=True)
-    for entry in sorted(registry, key=lambda entry: (not entry.tested, entry.pair or "", entry.role)):
+    for entry in sorted(registry, key=_tested_pairs_first):
         status = "pulled" if cache.has(entry) else "tested" if entry.tested else "untested"
         size = f"{entry.size_bytes / 1e9:.2f} GB"
         row = [entry.name, entry.pair or "-", entry.role, entry.vocabulary, size, status, entry.license]
         table.add_row(*row, *([entry.description] if width >= _WIDE else []))
     return table
+
+
+def _tested_pairs_first(entry: ModelEntry) -> tuple[bool, bool, str, str]:
+    return (not entry.tested, entry.pair is None, entry.pair or "", entry.role)

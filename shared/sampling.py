@@ -49,7 +49,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, value, ok, want in (
-            ("temperature", self.temperature, 0.0 <= self.temperature < float("inf"), "0 or more"),
+            ("temperature", self.temperature, 0.0 <= self.temperature < float("inf"), "finite and 0 or more"),
             ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
             ("top_k", self.top_k, 1 <= self.top_k <= MAX_TOP_K, f"1 to {MAX_TOP_K}"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]"),
@@ -97,6 +97,8 @@ def rows_from_logits(logits: Sequence[NDArray[np.float32]], k: int) -> Rows:
         if not np.isfinite(peak):
             raise ValueError(f"the model gave no finite logit at position {i}")
         log_total = float(peak) + float(np.log(np.exp(row - peak).sum(dtype=np.float64)))
+        if np.isnan(log_total):
+            raise ValueError(f"the model gave a NaN at position {i}")
         ids[i] = top
         logprobs[i] = row[top].astype(np.float64) - log_total
     return Rows(ids, logprobs)
@@ -131,7 +133,8 @@ def draw(rows: Rows, sampling: Sampling, seed: int, start: int) -> Int:
     if sampling.greedy:
         return rows.token_ids[:, 0]
     ids, scores = rows.token_ids[:, : sampling.top_k], rows.logprobs[:, : sampling.top_k]
-    scores = scores / sampling.temperature
+    with np.errstate(over="ignore"):  # next to no temperature leaves only the best, and those equal to it
+        scores = (scores - scores[:, :1]) / sampling.temperature
     positions = np.arange(start, start + len(ids))[:, None]
     noisy = np.where(_kept(scores, sampling), scores + gumbel(seed, positions, ids), -np.inf)
     best = noisy.max(axis=1, keepdims=True)
@@ -141,8 +144,12 @@ def draw(rows: Rows, sampling: Sampling, seed: int, start: int) -> Int:
 
 
 def _kept(scores: Float, sampling: Sampling) -> NDArray[np.bool_]:
-    """Which tokens of each row stay: min-p, then top-p over the renormalised rest. The best always stays."""
-    probs = np.exp(scores - scores[:, :1])  # relative to the best, so min-p reads directly
+    """Which tokens of each row stay: min-p, then top-p over the renormalised rest. The best always stays.
+
+    Args:
+        scores: relative to the best of each row, so that min-p reads directly.
+    """
+    probs = np.exp(scores)
     kept = probs >= sampling.min_p
     probs = np.where(kept, probs, 0.0)
     mass_before = (np.cumsum(probs, axis=1) - probs) / probs.sum(axis=1, keepdims=True)

@@ -18,7 +18,7 @@ class TextStream(Generic[Tag]):
     def __init__(self, stop: Sequence[str] = ()) -> None:
         """
         Args:
-            stop: the text ends before the first of these; not empty ones.
+            stop: the text ends before the first of these to be complete; not empty ones.
         """
         self.stopped = False
         self._stop = tuple(stop)
@@ -44,10 +44,11 @@ class TextStream(Generic[Tag]):
             return []
         self._held += text
         self._tags += [tag] * len(text)
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        # The first to be complete, so that the same text ends alike however it is split into tokens.
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return self._show(min(found))
+            return self._show(min(found)[1])
         return self._show(len(self._held) - self._possible_stop())
 
     def _possible_stop(self) -> int:

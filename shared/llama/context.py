@@ -78,7 +78,8 @@ class LlamaContext:
         params.n_ctx = num_sequences * context_tokens
         params.n_batch = params.n_ubatch = max_batch_tokens
         params.n_seq_max = num_sequences
-        params.n_threads = params.n_threads_batch = threads or _available_cores()
+        self.num_threads = threads or _available_cores()
+        params.n_threads = params.n_threads_batch = self.num_threads
         params.type_k = params.type_v = _GGML_TYPES[cache_type]
         if cache_type == "f32":
             # Flash attention rounds keys and values to f16, whatever type they are kept in.
@@ -105,7 +106,7 @@ class LlamaContext:
         self._memory = llama_cpp.llama_get_memory(self._handle)
         self._batch = llama_cpp.llama_batch_init(max_batch_tokens, 0, 1)
         self._install_abort()
-        kinds = np.array(model.vocabulary.kinds)
+        kinds = np.array(model.token_kinds)
         legal = np.flatnonzero(kinds != TokenKind.PADDING)
         self._num_ids = int(legal[-1]) + 1
         self._padding_inside = np.flatnonzero(kinds[: self._num_ids] == TokenKind.PADDING)

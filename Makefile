@@ -1,0 +1,55 @@
+# Everything a newcomer or CI runs. `make demo` and `make test` need Python 3.10 to 3.13 and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# CI installs locked versions; a user gets the newest that pyproject.toml allows.
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
+LOCK := $(if $(CI),$(wildcard ci/constraints-py$(PYTHON_VERSION).txt))
+
+# llama.cpp is compiled on this machine, once (pip keeps the wheel). Left out: the multimodal library, a
+# quarter of the work, and AMX, whose kernels fault in llama-cpp-python 0.3.36.
+NO_AMX := $(shell echo | $(CC) -mno-amx-tile -mno-amx-int8 -mno-amx-bf16 -x c -fsyntax-only - 2>/dev/null \
+	&& echo "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'
+
+.PHONY: demo test unit lint bench lock clean help
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml $(LOCK)
+	@echo "Setting up $(VENV). The first time, llama.cpp is compiled: 5 to 15 minutes on 2 cores; later it is cached."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(LOCK)) -e '.[dev]'
+	touch $@
+
+# The wire's stubs lie beside the proto and are made by the build of the package.
+protos/duet/v1/speculation_pb2.py: protos/duet/v1/speculation.proto $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+setup: $(READY) protos/duet/v1/speculation_pb2.py  ## make the virtual environment
+
+demo: setup  ## one question, three modes, two real models
+	$(BIN)/python examples/demo.py
+
+unit: setup  ## the plain unit tests, under a minute
+	$(BIN)/python -m pytest tests/unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+
+test: lint  ## everything that CI runs
+	$(BIN)/python -m pytest
+
+lock: setup  ## write the versions in use as CI's lock
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '@' > ci/constraints-py$(PYTHON_VERSION).txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Scripts that measure duet; `make bench` runs them all and writes docs/benchmarks.md."""

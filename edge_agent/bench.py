@@ -1,0 +1,137 @@
+"""`duet bench`: what this machine, this link and this cloud can do, and what follows from it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edge_agent.drafting.llama import LlamaDrafter
+from edge_agent.edge_model import EdgeModel
+from edge_agent.remote import Cloud, Meter
+from shared.errors import CloudUnavailable
+from shared.messages import Finished, Message, Open
+from shared.sampling import Sampling
+from shared.session import EdgeSession
+from shared.speed import break_even_rtt, expected_acceptance_length, stop_and_wait_tokens_per_s
+
+PROMPT = (
+    "List the planets of the solar system from the sun outwards, and for each one write a sentence about"
+    " its size, its colour and its moons."
+)
+DRAFT_LENGTHS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpeed:
+    prefill_tokens_per_s: float
+    draft_tokens_per_s: float
+
+    @property
+    def t_draft(self) -> float:
+        return 1.0 / self.draft_tokens_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpeed:
+    rtt_s: float
+    """Of a whole round beside the target's own time: network, gRPC and both ends' code."""
+    t_step_s: float
+    """The target's time for one token."""
+    t_verify_s: dict[int, float]
+    """Draft length -> the target's time for one pass over it and the token after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    num_draft_tokens: int
+    acceptance_length: float
+    tokens_per_s: float
+    stream_tokens_per_s: float
+    break_even_rtt_s: float
+
+    @property
+    def speed_up(self) -> float:
+        return self.tokens_per_s / self.stream_tokens_per_s
+
+
+async def measure_drafting(edge: EdgeModel, num_tokens: int = 32, repeats: int = 3) -> DraftSpeed:
+    """Median speed of reading a prompt and of drafting after it."""
+    prompt = edge.model.render_chat([Message("user", PROMPT)])
+    drafter = LlamaDrafter(edge)
+    prefill, draft = [], []
+    for _ in range(repeats):
+        await edge.run(lambda: edge.context.align(0, []))
+        first, first_s = await _timed_draft(drafter, prompt, 1)
+        drafted, seconds = await _timed_draft(drafter, [*prompt, *first], num_tokens)
+        prefill.append(len(prompt) / first_s)
+        draft.append(len(drafted) / seconds)
+    return DraftSpeed(statistics.median(prefill), statistics.median(draft))
+
+
+async def _timed_draft(
+    drafter: LlamaDrafter, text: Sequence[int], num_tokens: int
+) -> tuple[list[int], float]:
+    began = time.perf_counter()
+    drafted = await drafter.draft(
+        text, num_tokens, sampling=Sampling(), seed=0, start=0, end_token_ids=frozenset()
+    )
+    return drafted, time.perf_counter() - began
+
+
+async def measure_link(
+    cloud: Cloud, draft_lengths: Sequence[int] = DRAFT_LENGTHS, repeats: int = 5
+) -> LinkSpeed:
+    """Median round trip, target step, and verification time for each draft length, on one stream.
+
+    The drafts repeat one token and are mostly rejected: what a pass costs does not depend on what is in it.
+    """
+    request = Open(prompt=(Message("user", PROMPT),), sampling=Sampling(), seed=0, max_tokens=512)
+    rtts: list[float] = []
+    steps: list[float] = []
+    verify: dict[int, list[float]] = {length: [] for length in draft_lengths}
+    async with cloud.speculate(request, Meter()) as stream:
+        session = EdgeSession()
+        session.send_open()
+        session.receive_opened(stream.opened)
+
+        async def round_of(draft: Sequence[int]) -> float:
+            began = time.perf_counter()
+            await stream.send(session.send_draft(draft, more=False))
+            verdict = await stream.receive()
+            if isinstance(verdict, Finished):
+                raise CloudUnavailable("the target ended its answer before the measurement did; try again")
+            seconds = time.perf_counter() - began
+            session.receive_verdict(verdict)
+            rtts.append(seconds - (verdict.timings.queue_us + verdict.timings.verify_us) / 1e6)
+            return verdict.timings.verify_us / 1e6
+
+        await round_of([])  # reads the prompt
+        rtts.clear()
+        for length in (length for length in draft_lengths if length <= stream.opened.max_draft_tokens):
+            for _ in range(repeats):
+                steps.append(await round_of([]))
+                wrong = [session.committed[-1]] * length
+                verify[length].append(await round_of(wrong))
+    return LinkSpeed(
+        statistics.median(rtts),
+        statistics.median(steps),
+        {length: statistics.median(times) for length, times in verify.items() if times},
+    )
+
+
+def forecast(draft: DraftSpeed, link: LinkSpeed, acceptance_rate: float) -> list[Forecast]:
+    """What stop-and-wait speculation would give at each draft length, beside the cloud's own stream."""
+    return [
+        Forecast(
+            num_draft_tokens=length,
+            acceptance_length=expected_acceptance_length(acceptance_rate, length),
+            tokens_per_s=stop_and_wait_tokens_per_s(
+                acceptance_rate, length, draft.t_draft, t_verify, link.rtt_s
+            ),
+            stream_tokens_per_s=1.0 / link.t_step_s,
+            break_even_rtt_s=break_even_rtt(acceptance_rate, length, draft.t_draft, t_verify, link.t_step_s),
+        )
+        for length, t_verify in link.t_verify_s.items()
+    ]

@@ -1,0 +1,82 @@
+"""A target that follows a script and computes nothing. For protocol tests and for measuring our own overhead.
+
+Not a model: it stands in where the subject is the service around one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from cloud_service.targets.base import GenerateOptions, Scores
+from shared.messages import NO_TIMINGS, Message
+from shared.sampling import Rows
+from shared.vocab import TokenKind, Vocabulary
+
+VOCABULARY_SIZE = 256
+
+
+class ScriptedTarget:
+    """Implements `cloud_service.targets.base.Target`; a chat's prompt is the bytes of its contents."""
+
+    engine = "scripted"
+    name = "script"
+    end_token_ids = frozenset({0})
+
+    def __init__(self, next_token: Callable[[Sequence[int]], int], context_tokens: int = 1 << 20) -> None:
+        """
+        Args:
+            next_token: text so far (prompt included) -> the target's next token.
+        """
+        self.context_tokens = context_tokens
+        self.vocabulary = Vocabulary(
+            self.name, [bytes([i]) for i in range(VOCABULARY_SIZE)], [TokenKind.TEXT] * VOCABULARY_SIZE
+        )
+        self.open_sequences = 0
+        self.scored: list[tuple[int, ...]] = []
+        """The tokens of each `score` call that were read."""
+        self._next_token = next_token
+
+    def render_chat(self, messages: Sequence[Message]) -> list[int]:
+        return list("".join(message.content for message in messages).encode())
+
+    def piece(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+    @asynccontextmanager
+    async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[ScriptedSequence]:
+        self.open_sequences += 1
+        try:
+            yield ScriptedSequence(self, self._next_token)
+        finally:
+            self.open_sequences -= 1
+
+    async def close(self) -> None:
+        pass
+
+
+class ScriptedSequence:
+    def __init__(self, target: ScriptedTarget, next_token: Callable[[Sequence[int]], int]) -> None:
+        self.num_computed_tokens = 0
+        self._target = target
+        self._next_token = next_token
+
+    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+        first = len(token_ids) - num_rows + 1
+        self._target.scored.append(tuple(token_ids[first:]))
+        tokens = [self._next_token(token_ids[:end]) for end in range(first, len(token_ids) + 1)]
+        ids = (np.array(tokens)[:, None] + np.arange(width)) % VOCABULARY_SIZE
+        logprobs = np.broadcast_to(np.where(np.arange(width) == 0, 0.0, -np.inf), ids.shape)
+        return Scores(Rows(ids, logprobs), NO_TIMINGS)
+
+    async def generate(
+        self, token_ids: Sequence[int], options: GenerateOptions
+    ) -> AsyncGenerator[list[int], None]:
+        text = list(token_ids)
+        for _ in range(options.max_tokens):
+            text.append(self._next_token(text))
+            yield [text[-1]]
+            if text[-1] in options.end_token_ids:
+                return
