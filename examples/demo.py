@@ -83,17 +83,18 @@ async def ask(mode: str, address: str) -> Answer:
 
 
 def comparison(answers: list[Answer]) -> Table:
-    table = Table("mode", title="The same question, three ways", title_justify="left")
+    table = Table(title="The same question, three ways", title_justify="left")
+    table.add_column("mode", no_wrap=True)
     for column in (
         "tokens",
-        "first token",
-        "per token",
-        "target rounds",
-        "tokens a round",
-        "drafts accepted",
-        "bytes a token",
+        "first\ntoken",
+        "per\ntoken",
+        "target\npasses",
+        "tokens\na pass",
+        "drafts\nkept",
     ):
         table.add_column(column, justify="right")
+    table.add_column("bytes\na token", justify="right")
     for answer in answers:
         drafted = answer.drafted_tokens
         table.add_row(
