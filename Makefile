@@ -48,6 +48,11 @@ lint: setup
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest
 
+bench: setup  ## measure this machine and write docs/benchmarks.md (about 15 minutes)
+	for name in round_overhead drafting_loop streams footprint wire_bytes; do \
+		$(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.report
+
 lock: setup  ## write the versions in use as CI's lock
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '@' > ci/constraints-py$(PYTHON_VERSION).txt
 

@@ -63,7 +63,7 @@ def main() -> None:
         "round_overhead",
         command=f"python -m benchmarks.round_overhead --rounds {arguments.rounds}",
         title="Overhead of a verification round (our own code)",
-        notes=f"{DRAFT_TOKENS} draft tokens a round, one stream, stop and wait, service in a process of its own"
+        notes=f"{DRAFT_TOKENS} draft tokens a round, one stream, stop and wait, service in its own process"
         " on loopback, scripted target. Aim: p50 <= 1 ms, p99 <= 5 ms.",
         columns=["stream", "p50, ms", "p95, ms", "p99, ms"],
         rows=rows,

@@ -31,13 +31,15 @@ def plan(
     [1, 5, 16, 16]
     """
     taken = [0] * len(remaining)
-    room = max_batch_tokens
+    prompts = [i for i, count in enumerate(remaining) if not is_step(count, num_rows[i])]
+    # Steps that keep coming must not shut out a prompt that waits longer than all of them.
+    reserved = 1 if prompts[:1] == [0] else 0
+    room = max_batch_tokens - reserved
     for i, count in enumerate(remaining):
         if is_step(count, num_rows[i]) and count <= room:
             taken[i] = count
             room -= count
-    prompts = [i for i, count in enumerate(remaining) if not is_step(count, num_rows[i])]
-    room = min(room, prefill_tokens)
+    room = min(room + reserved, prefill_tokens)
     while prompts and room:
         share = max(1, room // len(prompts))
         for i in prompts:
@@ -59,7 +61,7 @@ def is_step(remaining: int, num_rows: int) -> bool:
 class PassCost:
     """Learns what a pass costs, seconds = base + per_token * tokens, and sizes prompt chunks by it."""
 
-    def __init__(self, *, stretch: float = 2.0, longest_pass_s: float = 0.25) -> None:
+    def __init__(self, *, stretch: float = 2.0, longest_pass_s: float = 0.6) -> None:
         """
         Args:
             stretch: a pass with steps in it may take this many times what it would without prompts.

@@ -56,6 +56,23 @@ class Forecast:
         return self.tokens_per_s / self.stream_tokens_per_s
 
 
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    draft: DraftSpeed
+    link: LinkSpeed | None
+    """None where only this machine was measured."""
+    acceptance_rate: float
+    """Assumed by the forecast."""
+    forecast: list[Forecast]
+
+
+async def run_bench(edge: EdgeModel, cloud: Cloud | None, acceptance_rate: float) -> BenchReport:
+    """Measure the edge model and, where there is a cloud, the link and its target."""
+    draft = await measure_drafting(edge)
+    link = await measure_link(cloud) if cloud else None
+    return BenchReport(draft, link, acceptance_rate, forecast(draft, link, acceptance_rate) if link else [])
+
+
 async def measure_drafting(edge: EdgeModel, num_tokens: int = 32, repeats: int = 3) -> DraftSpeed:
     """Median speed of reading a prompt and of drafting after it."""
     prompt = edge.model.render_chat([Message("user", PROMPT)])

@@ -7,21 +7,26 @@ import dataclasses
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from edge_agent.models_cli import app as models_app
-from edge_agent.show import OriginWriter, PlainWriter
+from edge_agent.show import OriginWriter, PlainWriter, print_bench
 from shared.config import EdgeConfig
 from shared.events import Answer, Notice, Text
 from shared.models import Registry, resolve
 from shared.settings import load
 from shared.terminal import CommandGroup, pull_progress
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Agent
+    from edge_agent.edge_model import EdgeModel
+    from edge_agent.remote import Cloud
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -74,6 +79,37 @@ def ask(
     asyncio.run(_ask(question, settings, show_origin=show_origin, as_json=as_json))
 
 
+@app.command()
+def bench(
+    config: ConfigFile = None,
+    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    acceptance_rate: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of draft tokens accepted, for the forecast.")
+    ] = 0.8,
+    local: Annotated[bool, typer.Option("--local", help="Measure this machine only, no cloud.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure drafting here, the link and the cloud's verification, and say what to expect of them.
+
+    The forecast is of stop-and-wait speculation, as `duet ask --mode speculate` does it.
+    """
+    settings, _ = _load({"cloud": cloud, "model": model, "mode": "local" if local else "speculate"}, config)
+    asyncio.run(_bench(settings, acceptance_rate, as_json=as_json))
+
+
+async def _bench(settings: EdgeConfig, acceptance_rate: float, *, as_json: bool) -> None:
+    from edge_agent.bench import run_bench
+
+    async with open_parts(settings) as (edge, cloud):
+        assert edge is not None, "only mode cloud has no edge model"
+        report = await run_bench(edge, cloud, acceptance_rate)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report)))
+    else:
+        print_bench(report)
+
+
 @config_app.command("show")
 def show_config(config: ConfigFile = None) -> None:
     """Print every setting in force and where it comes from."""
@@ -109,30 +145,38 @@ async def _ask(question: str, settings: EdgeConfig, *, show_origin: bool, as_jso
 
 
 @asynccontextmanager
-async def open_agent(settings: EdgeConfig) -> AsyncIterator[Any]:
-    """Load what the mode needs, and nothing else, and close it afterwards."""
+async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | None, Cloud | None]]:
+    """Load and connect what the mode needs, and nothing else; closed afterwards."""
     # llama.cpp and gRPC take a moment to import: help and bad settings answer without them.
-    from edge_agent.agent import Agent
     from edge_agent.edge_model import EdgeModel
     from edge_agent.remote import Cloud
 
-    async with Cloud(
-        settings.cloud,
-        connect_timeout_s=settings.connect_timeout_s,
-        silence_timeout_s=settings.verify_timeout_s,
-    ) as cloud:
-        edge = None
+    edge = None
+    async with AsyncExitStack() as stack:
+        cloud = None
+        if settings.mode != "local":
+            cloud = await stack.enter_async_context(
+                Cloud(
+                    settings.cloud,
+                    connect_timeout_s=settings.connect_timeout_s,
+                    silence_timeout_s=settings.verify_timeout_s,
+                )
+            )
+            await cloud.check()  # before a model is pulled for nothing
         if settings.mode != "cloud":
-            if settings.mode != "local":
-                await cloud.check()  # before a model is pulled for nothing
             with pull_progress() as progress:
                 resolved = resolve(settings.model, Registry.load(), progress=progress)
             edge = await EdgeModel.load(resolved.path, resolved.name, settings)
-        try:
-            yield Agent(settings, edge=edge, cloud=cloud)
-        finally:
-            if edge is not None:
-                await edge.close()
+            stack.push_async_callback(edge.close)
+        yield edge, cloud
+
+
+@asynccontextmanager
+async def open_agent(settings: EdgeConfig) -> AsyncIterator[Agent]:
+    from edge_agent.agent import Agent
+
+    async with open_parts(settings) as (edge, cloud):
+        yield Agent(settings, edge=edge, cloud=cloud)
 
 
 def answer_json(answer: Answer) -> str:

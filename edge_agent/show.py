@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text as RichText
 
 from shared.events import Answer, Text
 from shared.session import Origin
+
+if TYPE_CHECKING:
+    from edge_agent.bench import BenchReport, LinkSpeed
 
 STYLES = {
     Origin.ACCEPTED: "green",
@@ -56,3 +61,46 @@ class OriginWriter:
             RichText(f"{MARKS[origin]} {n}", STYLES[origin]) for origin, n in counts.items()
         )
         self._console.print(legend)
+
+
+def print_bench(report: BenchReport) -> None:
+    """What `duet bench` measured, and what follows from it."""
+    console = Console(highlight=False, soft_wrap=True)
+    draft, link = report.draft, report.link
+    console.print(
+        f"edge model: drafts {draft.draft_tokens_per_s:.1f} tokens/s,"
+        f" reads {draft.prefill_tokens_per_s:.0f} tokens/s"
+    )
+    if link is None:
+        return
+    console.print(f"link: {1e3 * link.rtt_s:.1f} ms a round beside the target's own time")
+    console.print(f"target: {1e3 * link.t_step_s:.0f} ms a token, {1 / link.t_step_s:.1f} tokens/s")
+    console.print(f"\nIf {report.acceptance_rate:.0%} of draft tokens are accepted:")
+    console.print(_forecast_table(report, link))
+    best = max(report.forecast, key=lambda line: line.speed_up)
+    if best.speed_up > 1:
+        console.print(
+            f"Speculate with max_draft_tokens {best.num_draft_tokens}:"
+            f" {best.speed_up:.2f}x the cloud's stream; it pays up to a round trip of"
+            f" {1e3 * best.break_even_rtt_s:.0f} ms."
+        )
+    else:
+        console.print("The cloud's own stream is faster at every length: --mode cloud, if only speed counts.")
+
+
+def _forecast_table(report: BenchReport, link: LinkSpeed) -> Table:
+    table = Table()
+    names = ("draft length", "verify, ms", "verify / step", "tokens a round", "tokens/s", "over the stream")
+    for name in names:
+        table.add_column(name, justify="right")
+    for line in report.forecast:
+        t_verify = link.t_verify_s[line.num_draft_tokens]
+        table.add_row(
+            str(line.num_draft_tokens),
+            f"{1e3 * t_verify:.0f}",
+            f"{t_verify / link.t_step_s:.2f}",
+            f"{line.acceptance_length:.2f}",
+            f"{line.tokens_per_s:.1f}",
+            f"{line.speed_up:.2f}x",
+        )
+    return table

@@ -16,6 +16,7 @@ DEFAULT_DRAFT = "qwen2.5-coder-0.5b"
 DEFAULT_TARGET = "qwen2.5-coder-1.5b"
 
 Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[^:\s]+):\d{1,5}$")]
+StopText = Annotated[str, Field(min_length=1)]
 CacheType = Literal["f16", "f32", "q8_0"]
 
 
@@ -36,7 +37,7 @@ class EdgeConfig(_Settings):
     """System prompt."""
     max_tokens: int = Field(512, ge=1)
     """Completion tokens at most."""
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: float = Field(0.0, ge=0.0, allow_inf_nan=False)
     """0 is greedy."""
     top_k: int = Field(MAX_TOP_K, ge=1, le=MAX_TOP_K)
     """Likeliest tokens that are drawn from."""
@@ -46,7 +47,7 @@ class EdgeConfig(_Settings):
     """Least likelihood relative to the likeliest token."""
     seed: int | None = Field(None, ge=0, lt=2**64)
     """Seed of the noise; unset draws one."""
-    stop: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
+    stop: Annotated[tuple[StopText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """The answer ends before any of these texts."""
     max_draft_tokens: int = Field(4, ge=1, le=64)
     """Draft tokens per round."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shared.config import CacheType
 from shared.errors import ModelUnsupported, OutOfMemory
-from shared.llama.model import LlamaModel, engine_error
+from shared.llama.model import LlamaModel, engine_error, forget_engine_errors
 from shared.vocab import TokenKind
 
 try:
@@ -91,6 +91,7 @@ class LlamaContext:
         params.no_perf = True
         if model.has_recurrent_state:
             params.n_rs_seq = rollback_tokens
+        forget_engine_errors()
         self._handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise OutOfMemory(
@@ -100,8 +101,7 @@ class LlamaContext:
         if model.has_recurrent_state and llama_cpp.llama_n_rs_seq(self._handle) < rollback_tokens:
             self.close()
             raise ModelUnsupported(
-                f"{model.name} keeps a recurrent state that cannot be rolled back;"
-                " choose a transformer model, or use --mode cloud"
+                f"{model.name} keeps a recurrent state that cannot be rolled back; choose a transformer model"
             )
         self._memory = llama_cpp.llama_get_memory(self._handle)
         self._batch = llama_cpp.llama_batch_init(max_batch_tokens, 0, 1)
@@ -154,6 +154,7 @@ class LlamaContext:
             OutOfMemory: the cache is full.
         """
         self._fill_batch(work)
+        forget_engine_errors()
         status = llama_cpp.llama_decode(self._handle, self._batch)
         if status != 0:
             self._undo(work, status)

@@ -39,7 +39,7 @@ def _quiet_engine() -> None:
         line = text.decode("utf-8", "replace").strip()
         if level == _GGML_ERROR:
             _engine_errors.append(line)
-        log.log(logging.INFO if level == _GGML_ERROR else logging.DEBUG, "%s", line)
+        log.debug("%s", line)  # what fails is said by the error that we raise
 
     callback = llama_cpp.llama_log_callback(receive)
     _keep_alive.append(callback)
@@ -48,8 +48,13 @@ def _quiet_engine() -> None:
 
 
 def engine_error() -> str:
-    """What llama.cpp said last, for messages."""
-    return _engine_errors[-1] if _engine_errors else "no reason given"
+    """llama.cpp's first complaint since `forget_engine_errors`; those after it only follow from it."""
+    return _engine_errors[0] if _engine_errors else "no reason given"
+
+
+def forget_engine_errors() -> None:
+    """Call before an attempt whose failure `engine_error` shall explain."""
+    _engine_errors.clear()
 
 
 class LlamaModel:
@@ -75,6 +80,7 @@ class LlamaModel:
         params.n_gpu_layers = gpu_layers
         # llama.cpp's AMX kernels fault on batches of three tokens and more (seen with 0.3.36, gcc 12).
         params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
+        forget_engine_errors()
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ModelFileInvalid(f"{path} is not a model that llama.cpp can read: {engine_error()}")
