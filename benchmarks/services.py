@@ -47,7 +47,7 @@ def _serve_script() -> None:
     config = CloudConfig(listen="127.0.0.1:0", log_level="warning", max_draft_tokens=64)
     configure_logging(config)
     target = ScriptedTarget(lambda text: 1 + len(text) % 250)
-    asyncio.run(serve(target, config, on_ready=lambda a: print(f"listening on {a}", flush=True)))
+    asyncio.run(serve(config, lambda: target, on_ready=lambda a: print(f"listening on {a}", flush=True)))
 
 
 if __name__ == "__main__":

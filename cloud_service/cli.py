@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,13 +58,15 @@ def serve(
     settings, _ = load(
         CloudConfig, flags=flags, file=config, file_name="duet-cloud.yaml", env_prefix="DUET_CLOUD_"
     )
+    # gRPC would print its own view of what our errors say; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # The engine and the server are imported here, so that help and bad settings answer at once.
     from cloud_service import server
 
     server.configure_logging(settings)
     with pull_progress() as progress:
         resolved = resolve(settings.model, Registry.load(), progress=progress)
-    asyncio.run(server.serve(server.load_target(settings, resolved), settings, on_ready=_announce))
+    asyncio.run(server.serve(settings, lambda: server.load_target(settings, resolved), on_ready=_announce))
 
 
 def _announce(address: str) -> None:

@@ -14,7 +14,12 @@ STEP_TOKENS = 16
 
 
 def plan(
-    remaining: Sequence[int], num_rows: Sequence[int], *, max_batch_tokens: int, prefill_tokens: int
+    remaining: Sequence[int],
+    num_rows: Sequence[int],
+    *,
+    max_batch_tokens: int,
+    max_rows: int,
+    prefill_tokens: int,
 ) -> list[int]:
     """Decide how many tokens of each stream go into the next pass.
 
@@ -22,12 +27,13 @@ def plan(
         remaining: [num_streams], tokens that each stream still has to evaluate, longest waiting first.
         num_rows: [num_streams], how many of the last of them are read, which must come out of one pass.
         max_batch_tokens: of the whole pass.
+        max_rows: read in the whole pass.
         prefill_tokens: of prompts in this pass; they share it equally, so that a short prompt
             does not wait for a long one.
     Returns:
         [num_streams] tokens, 0 for a stream that waits. A step is taken whole or not at all.
 
-    >>> plan([1, 5, 300, 40], [1, 5, 1, 1], max_batch_tokens=64, prefill_tokens=32)
+    >>> plan([1, 5, 300, 40], [1, 5, 1, 1], max_batch_tokens=64, max_rows=64, prefill_tokens=32)
     [1, 5, 16, 16]
     """
     taken = [0] * len(remaining)
@@ -35,22 +41,27 @@ def plan(
     # Steps that keep coming must not shut out a prompt that waits longer than all of them.
     reserved = 1 if prompts[:1] == [0] else 0
     room = max_batch_tokens - reserved
+    rows_left = max_rows
     for i, count in enumerate(remaining):
-        if is_step(count, num_rows[i]) and count <= room:
+        if is_step(count, num_rows[i]) and count <= room and num_rows[i] <= rows_left:
             taken[i] = count
             room -= count
+            rows_left -= num_rows[i]
     room = min(room + reserved, prefill_tokens)
-    while prompts and room:
-        share = max(1, room // len(prompts))
-        for i in prompts:
+    unfinished = prompts
+    while unfinished and room:
+        share = max(1, room // len(unfinished))
+        for i in unfinished:
             extra = min(share, remaining[i] - taken[i], room)
             taken[i] += extra
             room -= extra
-        prompts = [i for i in prompts if taken[i] < remaining[i]]
-    return [
-        min(count, left - rows) if count < left else count
-        for count, left, rows in zip(taken, remaining, num_rows, strict=True)
-    ]
+        unfinished = [i for i in unfinished if taken[i] < remaining[i]]
+    for i in prompts:
+        if taken[i] == remaining[i] and num_rows[i] <= rows_left:
+            rows_left -= num_rows[i]
+        else:
+            taken[i] = min(taken[i], remaining[i] - num_rows[i])
+    return taken
 
 
 def is_step(remaining: int, num_rows: int) -> bool:

@@ -57,7 +57,7 @@ def configure_logging(config: CloudConfig) -> None:
 
 def load_target(config: CloudConfig, model: ResolvedModel) -> Target:
     """Load the model and make its context. Takes seconds; raises ModelError."""
-    llama = LlamaModel(model.path, model.name, gpu_layers=config.gpu_layers)
+    llama = LlamaModel(model.path, model.name, gpu_layers=config.gpu_layers, mapped=False)
     context = LlamaContext(
         llama,
         num_sequences=config.slots,
@@ -70,17 +70,20 @@ def load_target(config: CloudConfig, model: ResolvedModel) -> Target:
 
 
 async def serve(
-    target: Target, config: CloudConfig, *, on_ready: Callable[[str], None] = lambda address: None
+    config: CloudConfig,
+    load: Callable[[], Target],
+    *,
+    on_ready: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Listen until SIGTERM or SIGINT, then drain.
 
     Args:
+        load: makes the target, in a thread; called once the address is known to be free.
         on_ready: called with HOST:PORT once requests are answered.
     Raises:
         AddressInUse: the address cannot be bound.
+        ModelError: see `load_target`.
     """
-    servicer = SpeculationServicer(target, max_draft_tokens=config.max_draft_tokens)
-    health_servicer = health.aio.HealthServicer()
     server = grpc.aio.server(
         options=[
             # Two services on one port would share its connections at random.
@@ -88,21 +91,15 @@ async def serve(
             ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
         ]
     )
+    address = _bind(server, config.listen)
+    target = await asyncio.to_thread(load)
+    servicer = SpeculationServicer(target, max_draft_tokens=config.max_draft_tokens)
+    health_servicer = health.aio.HealthServicer()
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    host, _, _ = config.listen.rpartition(":")
-    try:
-        port = server.add_insecure_port(config.listen)
-    except RuntimeError:
-        raise AddressInUse(
-            f"cannot listen on {config.listen}: the port is in use or the address is not this machine's;"
-            " choose another with --listen HOST:PORT (port 0 takes a free one)"
-        ) from None
     await server.start()
-    for service in ("", SERVICE):
-        await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-    address = f"{host}:{port}"
+    await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
     log.info(
         "serving",
         address=address,
@@ -114,13 +111,31 @@ async def serve(
     try:
         await _termination()
         log.info("draining", streams=servicer.num_streams, seconds=config.drain_s)
-        for service in ("", SERVICE):
-            await health_servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
         await servicer.drain(config.drain_s)
     finally:
         await server.stop(grace=1.0)
         await target.close()
         log.info("stopped")
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    """Take the address; returns it with the port that port 0 became."""
+    host, _, _ = listen.rpartition(":")
+    try:
+        return f"{host}:{server.add_insecure_port(listen)}"
+    except RuntimeError:
+        raise AddressInUse(
+            f"cannot listen on {listen}: the port is in use or the address is not this machine's;"
+            " choose another with --listen HOST:PORT (port 0 takes a free one)"
+        ) from None
+
+
+async def _set_health(
+    servicer: health.aio.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus
+) -> None:
+    for service in ("", SERVICE):
+        await servicer.set(service, status)
 
 
 async def _termination() -> None:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("duet.cloud")
 
+_HANG_UP_S = 2.0
+"""How long an edge may take to close a stream that is finished."""
+
 
 @dataclass(eq=False)
 class _Stream:
@@ -221,6 +224,8 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                     verdict = session.judge(round_, targets, scores.timings)
                     yield pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict))
             yield pb2.SpeculateResponse(finished=wire.encode_finished(stream.finished()))
+            # A call that ends while its edge writes a draft loses what the edge has not read: let it hang up.
+            await asyncio.wait({reader}, timeout=_HANG_UP_S)
         finally:
             reader.cancel()
 

@@ -40,7 +40,7 @@ class _Tally:
     def take(self, step: Step) -> None:
         if isinstance(step, Prompted):
             self.prompt_tokens = step.num_prompt_tokens
-            self._cloud_model = step.cloud_model
+            self.cloud_model = step.cloud_model
         elif isinstance(step, Round):
             self.num_rounds += 1
             self.num_drafted += step.num_drafted

@@ -35,7 +35,8 @@ class EdgeModel:
             model,
             num_sequences=1,
             context_tokens=config.context_tokens,
-            rollback_tokens=config.max_draft_tokens + 1,
+            rollback_tokens=config.max_draft_tokens + 1 if config.mode == "speculate" else 0,
+            max_rows=1,
             threads=config.threads,
         )
         return cls(model, context)

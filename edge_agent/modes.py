@@ -43,7 +43,7 @@ async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
     if room < 1:
         raise PromptTooLong(
             f"the prompt has {len(prompt)} tokens, but the edge's context holds"
-            f" {edge.context.context_tokens}; shorten it, or set --context-tokens"
+            f" {edge.context.context_tokens}; shorten it, or set a larger context_tokens in duet.yaml"
         )
     yield Prompted(len(prompt), None)
     drafter = LlamaDrafter(edge)

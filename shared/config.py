@@ -6,16 +6,25 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidSetting, UnknownSetting
 from shared.sampling import MAX_TOP_K
+from shared.session import MAX_ROUND_TOKENS
 
 DEFAULT_ADDRESS = "127.0.0.1:50151"
 DEFAULT_DRAFT = "qwen2.5-coder-0.5b"
 DEFAULT_TARGET = "qwen2.5-coder-1.5b"
 
-Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[^:\s]+):\d{1,5}$")]
+
+def _check_address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535 or ("]" not in host and ":" in host):
+        raise ValueError("expected HOST:PORT, with a port of at most 65535")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
 StopText = Annotated[str, Field(min_length=1)]
 CacheType = Literal["f16", "f32", "q8_0"]
 
@@ -49,7 +58,7 @@ class EdgeConfig(_Settings):
     """Seed of the noise; unset draws one."""
     stop: Annotated[tuple[StopText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """The answer ends before any of these texts."""
-    max_draft_tokens: int = Field(4, ge=1, le=64)
+    max_draft_tokens: int = Field(4, ge=1, le=MAX_ROUND_TOKENS)
     """Draft tokens per round."""
     context_tokens: int = Field(4096, ge=64)
     """Prompt and completion of the edge model, in tokens."""
@@ -76,7 +85,7 @@ class CloudConfig(_Settings):
     """Streams whose KV caches are held at once."""
     context_tokens: int = Field(4096, ge=64)
     """Prompt and completion of one stream, in tokens."""
-    max_draft_tokens: int = Field(32, ge=1, le=256)
+    max_draft_tokens: int = Field(32, ge=1, le=MAX_ROUND_TOKENS)
     """The longest single draft that is taken."""
     cache_type: CacheType = "f16"
     """Type of the KV cache."""

@@ -257,7 +257,7 @@ class EdgeSession:
         return EdgeEvent.VERDICT_LEAVES_DRAFTS if self._in_flight else EdgeEvent.VERDICT_SETTLES_ALL
 
 
-MAX_ROUND_TOKENS = 256
+MAX_ROUND_TOKENS = 64
 """Draft tokens of one round, and so of one draft: what a pass of the target can hold beside others."""
 
 

@@ -203,6 +203,7 @@ class LlamaCppTarget:
             remaining,
             num_rows,
             max_batch_tokens=self._context.max_batch_tokens,
+            max_rows=self._context.max_rows,
             prefill_tokens=self._cost.prefill_tokens(sum(steps)),
         )
         batch = []

@@ -54,6 +54,7 @@ class LlamaContext:
         context_tokens: int,
         rollback_tokens: int,
         max_batch_tokens: int = 512,
+        max_rows: int = 128,
         threads: int | None = None,
         cache_type: CacheType = "f16",
     ) -> None:
@@ -62,6 +63,7 @@ class LlamaContext:
             context_tokens: per sequence.
             rollback_tokens: how far `rewind` must reach back at least, for models with a recurrent state.
             max_batch_tokens: of one `decode`.
+            max_rows: read from one `decode`; each takes 4 bytes a token of the vocabulary.
         Raises:
             OutOfMemory: the caches do not fit.
             ModelUnsupported: the model cannot roll back.
@@ -69,6 +71,7 @@ class LlamaContext:
         self.model = model
         self.context_tokens = context_tokens
         self.max_batch_tokens = max_batch_tokens
+        self.max_rows = max(max_rows, num_sequences)
         self.cached: list[list[int]] = [[] for _ in range(num_sequences)]
         self.num_decoded_tokens = 0
         """Tokens evaluated since the start: the cost of everything done here."""
@@ -77,6 +80,7 @@ class LlamaContext:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = num_sequences * context_tokens
         params.n_batch = params.n_ubatch = max_batch_tokens
+        params.n_outputs_max = self.max_rows
         params.n_seq_max = num_sequences
         self.num_threads = threads or _available_cores()
         params.n_threads = params.n_threads_batch = self.num_threads
@@ -145,14 +149,21 @@ class LlamaContext:
         """Evaluate extensions of several sequences in one pass over the weights.
 
         Args:
-            work: at most one entry per sequence, `max_batch_tokens` tokens in all.
+            work: at most one entry per sequence, `max_batch_tokens` tokens and `max_rows` rows in all.
         Returns:
             For each entry, `num_rows` rows of logits [vocabulary_size], -inf for padding ids. They are
             views into llama.cpp's buffer: read them before the next `decode`.
         Raises:
             DecodeAborted: `abort` was called; nothing was appended.
             OutOfMemory: the cache is full.
+            ValueError: too much work for one batch.
         """
+        num_tokens, num_rows = sum(len(w.token_ids) for w in work), sum(w.num_rows for w in work)
+        if num_tokens > self.max_batch_tokens or num_rows > self.max_rows:
+            raise ValueError(
+                f"{num_tokens} tokens and {num_rows} rows, but a batch holds"
+                f" {self.max_batch_tokens} and {self.max_rows}"
+            )
         self._fill_batch(work)
         forget_engine_errors()
         status = llama_cpp.llama_decode(self._handle, self._batch)
@@ -173,8 +184,6 @@ class LlamaContext:
         Raises:
             ValueError: more rows than one batch holds.
         """
-        if num_rows > self.max_batch_tokens:
-            raise ValueError(f"{num_rows} rows, but a batch holds {self.max_batch_tokens} tokens")
         head = max(0, len(token_ids) - max(num_rows, 1))
         for i in range(0, head, self.max_batch_tokens):
             self.decode([Extension(sequence, token_ids[i : min(i + self.max_batch_tokens, head)], 0)])

@@ -60,11 +60,13 @@ def forget_engine_errors() -> None:
 class LlamaModel:
     """Weights and vocabulary of one GGUF file, memory-mapped; contexts are made from it."""
 
-    def __init__(self, path: Path, name: str, *, gpu_layers: int = 0) -> None:
+    def __init__(self, path: Path, name: str, *, gpu_layers: int = 0, mapped: bool = True) -> None:
         """
         Args:
             name: what people call the model.
             gpu_layers: layers kept on a GPU; -1 is all.
+            mapped: map the file, which starts soonest. Otherwise read it, so that weights which
+                llama.cpp rearranges for the CPU are not held twice.
         Raises:
             ModelFileInvalid: not a GGUF file, or llama.cpp cannot read it.
             ModelUnsupported: llama.cpp is not installed, or the model cannot generate text.
@@ -78,6 +80,7 @@ class LlamaModel:
         self.path = path
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
         # llama.cpp's AMX kernels fault on batches of three tokens and more (seen with 0.3.36, gcc 12).
         params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
         forget_engine_errors()

@@ -38,8 +38,27 @@ from cloud_service.scheduling import STEP_TOKENS, PassCost, is_step, plan
 )
 def test_the_next_pass(remaining, num_rows, max_batch_tokens, prefill_tokens, taken):
     assert (
-        plan(remaining, num_rows, max_batch_tokens=max_batch_tokens, prefill_tokens=prefill_tokens) == taken
+        plan(
+            remaining,
+            num_rows,
+            max_batch_tokens=max_batch_tokens,
+            max_rows=max_batch_tokens,
+            prefill_tokens=prefill_tokens,
+        )
+        == taken
     )
+
+
+@pytest.mark.parametrize(
+    ("remaining", "num_rows", "max_rows", "taken"),
+    [
+        pytest.param([8, 8, 8], [8, 8, 8], 16, [8, 8, 0], id="a step whose rows do not fit waits"),
+        pytest.param([8, 20], [8, 1], 8, [8, 19], id="a prompt stops before a row that does not fit"),
+        pytest.param([8, 20], [8, 1], 9, [8, 20], id="a prompt whose row fits is read"),
+    ],
+)
+def test_rows_have_a_budget_of_their_own(remaining, num_rows, max_rows, taken):
+    assert plan(remaining, num_rows, max_batch_tokens=64, max_rows=max_rows, prefill_tokens=64) == taken
 
 
 LARGEST_DRAFT = 24
@@ -52,7 +71,7 @@ prefills = st.integers(1, 64)
 
 @given(streams, batch_sizes, prefills)
 def test_a_pass_keeps_to_its_budgets(waiting, max_batch_tokens, prefill_tokens):
-    taken = plan(*columns(waiting), max_batch_tokens=max_batch_tokens, prefill_tokens=prefill_tokens)
+    taken = next_pass(waiting, max_batch_tokens, prefill_tokens)
     prompt_tokens = sum(count for count, stream in zip(taken, waiting, strict=True) if not is_step(*stream))
     assert all(0 <= count <= left for count, (left, _) in zip(taken, waiting, strict=True))
     assert sum(taken) <= max_batch_tokens
@@ -61,7 +80,7 @@ def test_a_pass_keeps_to_its_budgets(waiting, max_batch_tokens, prefill_tokens):
 
 @given(streams, batch_sizes, prefills)
 def test_a_step_is_whole_and_rows_come_out_of_one_pass(waiting, max_batch_tokens, prefill_tokens):
-    taken = plan(*columns(waiting), max_batch_tokens=max_batch_tokens, prefill_tokens=prefill_tokens)
+    taken = next_pass(waiting, max_batch_tokens, prefill_tokens)
     for count, (left, rows) in zip(taken, waiting, strict=True):
         assert count == left or count <= left - rows
         if is_step(left, rows):
@@ -70,7 +89,7 @@ def test_a_step_is_whole_and_rows_come_out_of_one_pass(waiting, max_batch_tokens
 
 @given(streams.filter(len), batch_sizes, prefills)
 def test_every_pass_moves_the_stream_that_waits_longest(waiting, max_batch_tokens, prefill_tokens):
-    assert plan(*columns(waiting), max_batch_tokens=max_batch_tokens, prefill_tokens=prefill_tokens)[0] > 0
+    assert next_pass(waiting, max_batch_tokens, prefill_tokens)[0] > 0
 
 
 @given(streams, batch_sizes, prefills)
@@ -79,11 +98,7 @@ def test_nobody_starves_though_finished_streams_come_back_at_once(waiting, max_b
     queue = [(name, left, rows) for name, (left, rows) in enumerate(waiting)]
     unfinished = set(range(len(waiting)))
     for _ in range(sum(left for left, _ in waiting)):
-        taken = plan(
-            *columns([(left, rows) for _, left, rows in queue]),
-            max_batch_tokens=max_batch_tokens,
-            prefill_tokens=prefill_tokens,
-        )
+        taken = next_pass([(left, rows) for _, left, rows in queue], max_batch_tokens, prefill_tokens)
         stay, back = [], []
         for count, (name, left, rows) in zip(taken, queue, strict=True):
             if count == left:
@@ -95,8 +110,15 @@ def test_nobody_starves_though_finished_streams_come_back_at_once(waiting, max_b
     assert not unfinished
 
 
-def columns(waiting) -> tuple[list[int], list[int]]:
-    return [left for left, _ in waiting], [rows for _, rows in waiting]
+def next_pass(waiting: list[tuple[int, int]], max_batch_tokens: int, prefill_tokens: int) -> list[int]:
+    """`plan` for (remaining, num_rows) pairs, with room for as many rows as tokens."""
+    return plan(
+        [left for left, _ in waiting],
+        [rows for _, rows in waiting],
+        max_batch_tokens=max_batch_tokens,
+        max_rows=max_batch_tokens,
+        prefill_tokens=prefill_tokens,
+    )
 
 
 def learned(base_s: float, per_token_s: float, sizes=(1, 4, 64, 9, 200) * 10, **options) -> PassCost:

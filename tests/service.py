@@ -1,0 +1,301 @@
+"""Cloud services for the tests: in a process of their own, or in the test's, where its slots can be counted.
+
+Beside them what the tests compare with (`TargetAlone`) and the command `duet` as a user runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from numpy.typing import NDArray
+
+from cloud_service.servicer import SpeculationServicer
+from cloud_service.targets.llama_cpp import LlamaCppTarget
+from edge_agent import modes
+from edge_agent.edge_model import EdgeModel
+from edge_agent.remote import Cloud, Meter
+from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
+from shared.config import EdgeConfig
+from shared.events import Token
+from shared.llama import Extension, LlamaContext, LlamaModel
+from shared.messages import FinishReason, Message, Open
+from shared.sampling import draw, rows_from_logits
+
+CONTEXT_TOKENS = 512
+_START_WITHIN_S = 60.0
+_STOP_WITHIN_S = 20.0
+
+
+@dataclass
+class RunningCloud:
+    """A `duet-cloud serve` process."""
+
+    address: str
+    process: subprocess.Popen[str]
+    log_lines: list[str]
+    """What it wrote on standard error so far."""
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """The exit code, once it has ended by itself."""
+        return self.process.wait(_STOP_WITHIN_S)
+
+    def stop(self) -> int:
+        self.terminate()
+        return self.wait()
+
+
+def command(name: str) -> str:
+    """Path of an installed command of this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def clean_environment(folder: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment without this user's settings; `folder` stands for the home folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DUET_", "GRPC_"))}
+    return kept | {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config")} | dict(extra or {})
+
+
+def run_duet(
+    *arguments: str,
+    folder: Path,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    program: str = "duet",
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end, with `folder` as the working and the home folder."""
+    return subprocess.run(
+        [command(program), *arguments],
+        cwd=folder,
+        env=clean_environment(folder, env),
+        input=stdin,
+        capture_output=True,
+        timeout=_START_WITHIN_S,
+    )
+
+
+@contextmanager
+def running_cloud(model_path: Path, **flags: object) -> Iterator[RunningCloud]:
+    """Start `duet-cloud serve` on a free port; ends it afterwards.
+
+    Args:
+        flags: settings by name, for example `cache_type="f32"`.
+    """
+    settings = {"model": model_path, "listen": "127.0.0.1:0", "threads": 1, **flags}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    process = subprocess.Popen(
+        [command("duet-cloud"), "serve", *arguments],
+        cwd=model_path.parent,
+        env=clean_environment(model_path.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log_lines: list[str] = []
+    announced: queue.Queue[str] = queue.Queue()
+    assert process.stdout is not None
+    assert process.stderr is not None
+    readers = (
+        threading.Thread(target=_read, args=(process.stdout, announced.put)),
+        threading.Thread(target=_read, args=(process.stderr, log_lines.append)),
+    )
+    for reader in readers:
+        reader.start()
+    try:
+        line = announced.get(timeout=_START_WITHIN_S)
+        assert line.startswith("listening on "), (line, log_lines)
+        yield RunningCloud(line.removeprefix("listening on ").strip(), process, log_lines)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for reader in readers:
+            reader.join()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def _read(stream: Iterator[str], take: Callable[[str], object]) -> None:
+    for line in stream:
+        take(line)
+    take("")  # the end, so that nobody waits for a process that is gone
+
+
+@dataclass
+class InProcessCloud:
+    """The service inside the test's own process."""
+
+    address: str
+    target: LlamaCppTarget
+    servicer: SpeculationServicer
+    context: LlamaContext
+    num_slots: int
+
+    @property
+    def is_idle(self) -> bool:
+        """Every slot is free and nothing of any stream is left."""
+        return (
+            self.target.num_free_slots == self.num_slots
+            and self.target.num_jobs == 0
+            and self.servicer.num_streams == 0
+        )
+
+
+class _SlowContext(LlamaContext):
+    """A context whose passes take at least `step_s`, so that a test can act in the middle of a stream."""
+
+    step_s = 0.0
+
+    def decode(self, work: Sequence[Extension]) -> list[list[NDArray]]:
+        time.sleep(self.step_s)
+        return super().decode(work)
+
+
+@asynccontextmanager
+async def in_process_cloud(
+    model_path: Path,
+    *,
+    slots: int = 4,
+    context_tokens: int = CONTEXT_TOKENS,
+    max_draft_tokens: int = 32,
+    max_waiting_streams: int = 64,
+    max_wait_s: float = 30.0,
+    step_s: float = 0.0,
+) -> AsyncIterator[InProcessCloud]:
+    """Serve a model in float32 throughout, on a free port.
+
+    Args:
+        step_s: least duration of a pass of the target.
+    """
+    model = LlamaModel(model_path, model_path.stem)
+    context = _SlowContext(
+        model,
+        num_sequences=slots,
+        context_tokens=context_tokens,
+        rollback_tokens=max_draft_tokens + 1,
+        threads=1,
+        cache_type="f32",
+    )
+    context.step_s = step_s
+    target = LlamaCppTarget(model, context, max_waiting_streams=max_waiting_streams, max_wait_s=max_wait_s)
+    servicer = SpeculationServicer(target, max_draft_tokens=max_draft_tokens)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield InProcessCloud(f"127.0.0.1:{port}", target, servicer, context, slots)
+    finally:
+        await server.stop(None)
+        await target.close()
+
+
+@asynccontextmanager
+async def loaded_edge(model_path: Path, **settings: object) -> AsyncIterator[EdgeModel]:
+    """A small model as `duet` loads it."""
+    config = EdgeConfig.model_validate({"threads": 1, "context_tokens": CONTEXT_TOKENS, **settings})
+    edge = await EdgeModel.load(model_path, model_path.stem, config)
+    try:
+        yield edge
+    finally:
+        await edge.close()
+
+
+def connection(address: str) -> Cloud:
+    return Cloud(address, connect_timeout_s=5.0, silence_timeout_s=30.0)
+
+
+async def eventually(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    """Wait until the condition holds; fails where it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+class TargetAlone:
+    """The target with no service, no draft and no batch: one token at a time, in float32."""
+
+    def __init__(self, model_path: Path) -> None:
+        self.model = LlamaModel(model_path, model_path.stem)
+        self._context = LlamaContext(
+            self.model,
+            num_sequences=1,
+            context_tokens=CONTEXT_TOKENS,
+            rollback_tokens=0,
+            threads=1,
+            cache_type="f32",
+        )
+
+    def complete(self, request: Open) -> list[int]:
+        """What the request must get in every mode that promises the target's own text."""
+        chat = [part for part in request.prompt if isinstance(part, Message)]
+        pending = self.model.render_chat(chat) if chat else list(request.prompt)
+        assert request.max_tokens is not None
+        self._context.rewind(0, 0)
+        text: list[int] = []
+        while len(text) < request.max_tokens and not self.model.end_token_ids.intersection(text[-1:]):
+            rows = rows_from_logits(self._context.extend(0, pending, 1), request.sampling.row_width)
+            pending = [int(draw(rows, request.sampling, request.seed, len(text))[0])]
+            text += pending
+        return text
+
+    def shown(self, token_ids: Sequence[int]) -> str:
+        """The text as a user sees it."""
+        return b"".join(map(self.model.piece, token_ids)).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        self._context.close()
+        self.model.close()
+
+
+@dataclass
+class Completion:
+    """What a mode made of a request, `committed` tokens of the request not included."""
+
+    token_ids: list[int]
+    reason: FinishReason
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+
+async def speculate(edge: EdgeModel, cloud: Cloud, request: Open, max_draft_tokens: int) -> Completion:
+    return await _collect(modes.speculate(edge, cloud, request, max_draft_tokens, Meter()))
+
+
+async def generate(cloud: Cloud, request: Open) -> Completion:
+    return await _collect(modes.cloud(cloud, request, Meter()))
+
+
+async def _collect(steps: AsyncIterator[modes.Step]) -> Completion:
+    completion: Completion | None = None
+    token_ids: list[int] = []
+    num_drafted = num_accepted = 0
+    async for step in steps:
+        if isinstance(step, Token):
+            token_ids.append(step.id)
+        elif isinstance(step, modes.Round):
+            num_drafted += step.num_drafted
+            num_accepted += step.num_accepted
+        elif isinstance(step, FinishReason):
+            completion = Completion(token_ids, step, num_drafted, num_accepted)
+    assert completion is not None, "a mode ends with a reason"
+    return completion
