@@ -12,6 +12,10 @@ from collections.abc import Sequence
 STEP_TOKENS = 16
 """Work of at most this many tokens counts as a step even where not all of it is read."""
 
+PROMPT_CHUNK = 64
+"""Prompt tokens of a pass without steps. Fixed, not fitted to the machine's speed: on quantised models
+the chunks leave traces in the last digits, and a stream alone shall get the same text every time."""
+
 
 def plan(
     remaining: Sequence[int],
@@ -72,14 +76,12 @@ def is_step(remaining: int, num_rows: int) -> bool:
 class PassCost:
     """Learns what a pass costs, seconds = base + per_token * tokens, and sizes prompt chunks by it."""
 
-    def __init__(self, *, stretch: float = 2.0, longest_pass_s: float = 0.6) -> None:
+    def __init__(self, *, stretch: float = 2.0) -> None:
         """
         Args:
             stretch: a pass with steps in it may take this many times what it would without prompts.
-            longest_pass_s: aim for passes of prompts alone, so that a newcomer or a cancel waits no longer.
         """
         self._stretch = stretch
-        self._longest_pass_s = longest_pass_s
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
@@ -98,14 +100,12 @@ class PassCost:
 
     def prefill_tokens(self, num_step_tokens: int) -> int:
         """How many prompt tokens a pass may take beside its steps; at least one, so that prompts progress."""
+        if not num_step_tokens:
+            return PROMPT_CHUNK
         _, per_token = self._fit()
         if per_token <= 0.0:
             return STEP_TOKENS
-        if num_step_tokens:
-            spare_s = (self._stretch - 1.0) * self.predict(num_step_tokens)
-        else:
-            spare_s = self._longest_pass_s
-        return max(1 if num_step_tokens else STEP_TOKENS, int(spare_s / per_token))
+        return max(1, int((self._stretch - 1.0) * self.predict(num_step_tokens) / per_token))
 
     def _fit(self) -> tuple[float, float]:
         spread = self._n * self._xx - self._x * self._x

@@ -56,7 +56,7 @@ def configure_logging(config: CloudConfig) -> None:
 
 
 def load_target(config: CloudConfig, model: ResolvedModel) -> Target:
-    """Load the model and make its context. Takes seconds; raises ModelError."""
+    """Load the model and make its context. Takes seconds; raises ModelError and InvalidSetting."""
     llama = LlamaModel(model.path, model.name, gpu_layers=config.gpu_layers, mapped=False)
     context = LlamaContext(
         llama,
@@ -66,7 +66,9 @@ def load_target(config: CloudConfig, model: ResolvedModel) -> Target:
         threads=config.threads,
         cache_type=config.cache_type,
     )
-    return LlamaCppTarget(llama, context)
+    return LlamaCppTarget(
+        llama, context, max_waiting_streams=config.max_waiting_streams, max_wait_s=config.max_wait_s
+    )
 
 
 async def serve(
@@ -82,7 +84,7 @@ async def serve(
         on_ready: called with HOST:PORT once requests are answered.
     Raises:
         AddressInUse: the address cannot be bound.
-        ModelError: see `load_target`.
+        ModelError, InvalidSetting: see `load_target`.
     """
     server = grpc.aio.server(
         options=[

@@ -20,7 +20,9 @@ from shared.events import Answer, Text
 from shared.models import ModelCache, Registry, default_cache_dir, resolve
 from shared.terminal import pull_progress
 
-QUESTION = "Explain in three sentences why the sky is blue, then name two things that change its colour."
+QUESTION = (
+    "Write a Python function that returns the n-th Fibonacci number without recursion, and call it once."
+)
 MODES = ("local", "cloud", "speculate")
 console = Console(highlight=False, soft_wrap=True)
 

@@ -93,6 +93,10 @@ class CloudConfig(_Settings):
     """CPU threads; unset takes the physical cores."""
     gpu_layers: int = Field(0, ge=-1)
     """Layers on a GPU; -1 is all."""
+    max_waiting_streams: int = Field(64, ge=0)
+    """Streams that may wait for a slot; more are refused."""
+    max_wait_s: float = Field(30.0, gt=0.0, allow_inf_nan=False)
+    """Seconds that a stream waits for a slot before it is refused."""
     drain_s: float = Field(10.0, ge=0.0)
     """Seconds that running streams get to finish after SIGTERM, before they are handed back."""
     log_format: Literal["text", "json"] = "text"

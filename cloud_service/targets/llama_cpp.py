@@ -97,8 +97,8 @@ class LlamaCppTarget:
         model: LlamaModel,
         context: LlamaContext,
         *,
-        max_waiting_streams: int = 64,
-        max_wait_s: float = 30.0,
+        max_waiting_streams: int,
+        max_wait_s: float,
     ) -> None:
         """
         Args:

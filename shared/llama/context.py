@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from shared.config import CacheType
-from shared.errors import ModelUnsupported, OutOfMemory
+from shared.errors import InvalidSetting, ModelUnsupported, OutOfMemory
+from shared.llama.memory import check_cache_fits
 from shared.llama.model import LlamaModel, engine_error, forget_engine_errors
 from shared.vocab import TokenKind
 
@@ -65,9 +67,23 @@ class LlamaContext:
             max_batch_tokens: of one `decode`.
             max_rows: read from one `decode`; each takes 4 bytes a token of the vocabulary.
         Raises:
+            InvalidSetting: the context is longer than the model was trained for.
             OutOfMemory: the caches do not fit.
             ModelUnsupported: the model cannot roll back.
         """
+        if context_tokens > model.context_train:  # llama.cpp would only warn, and the text would decay
+            raise InvalidSetting(
+                f"context_tokens = {context_tokens} is longer than {model.name} was trained for;"
+                f" set it to at most {model.context_train}"
+            )
+        if model.gpu_layers == 0:
+            check_cache_fits(
+                model.name,
+                num_sequences=num_sequences,
+                context_tokens=context_tokens,
+                bytes_per_token=model.cache_bytes_per_token(cache_type),
+                free_bytes=psutil.virtual_memory().available,
+            )
         self.model = model
         self.context_tokens = context_tokens
         self.max_batch_tokens = max_batch_tokens

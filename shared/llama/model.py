@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shared.config import CacheType
 from shared.errors import InvalidRequest, ModelFileInvalid, ModelUnsupported
+from shared.llama.memory import kv_cache_bytes
 from shared.messages import Message
 from shared.vocab import TokenKind, Vocabulary
 
@@ -78,6 +80,7 @@ class LlamaModel:
         _quiet_engine()
         self.name = name
         self.path = path
+        self.gpu_layers = gpu_layers
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
@@ -115,6 +118,20 @@ class LlamaModel:
     def context_train(self) -> int:
         """Positions that the model was trained for."""
         return int(llama_cpp.llama_model_n_ctx_train(self.handle))
+
+    def cache_bytes_per_token(self, cache_type: CacheType) -> int:
+        """What one position takes in a KV cache. All layers are taken to be like the first."""
+        num_heads = max(1, llama_cpp.llama_model_n_head(self.handle))  # a recurrent layer has none
+        head_size = llama_cpp.llama_model_n_embd(self.handle) // num_heads
+        attention = f"{self._metadata('general.architecture')}.attention"
+        return kv_cache_bytes(
+            num_layers=llama_cpp.llama_model_n_layer(self.handle),
+            num_kv_heads=llama_cpp.llama_model_n_head_kv(self.handle),
+            key_length=int(self._metadata(f"{attention}.key_length") or head_size),
+            value_length=int(self._metadata(f"{attention}.value_length") or head_size),
+            cache_type=cache_type,
+            num_tokens=1,
+        )
 
     @cached_property
     def token_kinds(self) -> list[TokenKind]:
@@ -183,6 +200,12 @@ class LlamaModel:
         if not template:
             raise ModelUnsupported(f"{self.name} has no chat template; choose an instruction-tuned model")
         return template.decode("utf-8") if isinstance(template, bytes) else str(template)
+
+    def _metadata(self, key: str) -> str:
+        """One value of the GGUF header; empty where it has none."""
+        buffer = ctypes.create_string_buffer(128)
+        llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     def _special_text(self, token_id: int) -> str:
         return self.piece(token_id, special=True).decode("utf-8", "replace") if token_id >= 0 else ""

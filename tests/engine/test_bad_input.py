@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
+import psutil
 import pytest
 
 from edge_agent.agent import Agent
-from shared.config import EdgeConfig
+from shared.config import CacheType, EdgeConfig
 from shared.errors import (
     TABLE,
     AddressInUse,
@@ -20,12 +23,14 @@ from shared.errors import (
     InvalidSetting,
     ModelFileInvalid,
     ModelUnsupported,
+    OutOfMemory,
     PromptTooLong,
     UnknownModel,
     UnknownSetting,
     VocabularyMismatch,
 )
 from shared.events import Answer, Notice
+from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
 from tests.service import RunningCloud, connection, in_process_cloud, loaded_edge, run_duet, running_cloud
 from tests.tiny_pair import TARGET_SEED, TinyPair, write_hybrid_gguf, write_tiny_model
@@ -238,6 +243,74 @@ def test_a_settings_file_that_holds_something_else(tmp_path: Path, content: str)
 def test_a_settings_file_that_does_not_exist(tmp_path: Path, program: str, verb: tuple[str, ...]) -> None:
     line = refused(InvalidSetting, *verb, "--config", "nowhere.yaml", folder=tmp_path, program=program)
     assert "nowhere.yaml" in line
+
+
+# Slots and context
+
+
+@pytest.fixture(scope="module")
+def trained_long(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny target, whose file says that it was trained for two billion positions."""
+    copy = tmp_path_factory.mktemp("trained_long") / "target.gguf"
+    copy.write_bytes(tiny_pair.target_gguf.read_bytes())
+    field = gguf.GGUFReader(copy, "r+").get_field("qwen2.context_length")
+    assert field is not None
+    field.parts[field.data[0]][0] = 2 * 10**9
+    return copy
+
+
+def test_slots_and_a_context_that_do_not_fit_in_memory(trained_long: Path, tmp_path: Path) -> None:
+    flags = ("--model", str(trained_long), "--slots", "256", "--context-tokens", "2000000000")
+    line = refused(OutOfMemory, "serve", *flags, folder=tmp_path, program="duet-cloud")
+    assert "256 x 2000000000 tokens" in line
+    assert "MB are free" in line
+    assert re.search(r"choose a context of \d+ tokens at 256 slots", line)
+
+
+def test_the_context_that_is_advised_instead_can_be_served(
+    trained_long: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = psutil.virtual_memory()._replace(available=1_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    model = LlamaModel(trained_long, "target")
+    sizes: dict[str, Any] = {"num_sequences": 8, "rollback_tokens": 0, "threads": 1, "cache_type": "f32"}
+    with pytest.raises(OutOfMemory) as caught:
+        LlamaContext(model, context_tokens=512, **sizes)
+    [advised] = re.findall(r"context of (\d+) tokens at 8 slots", str(caught.value))
+    assert int(advised) == 1_000_000 // (8 * model.cache_bytes_per_token("f32"))
+    with LlamaContext(model, context_tokens=int(advised), **sizes) as context:
+        assert len(context.extend(0, [65], 1)) == 1
+    model.close()
+
+
+@pytest.mark.parametrize("cache_type", ["f32", "f16", "q8_0"])
+def test_the_bytes_of_a_cache_are_those_that_llama_cpp_allocates(
+    tiny_pair: TinyPair, caplog: pytest.LogCaptureFixture, cache_type: CacheType
+) -> None:
+    model = LlamaModel(tiny_pair.target_gguf, "target")
+    with caplog.at_level("DEBUG", "duet.llama"):
+        LlamaContext(
+            model, num_sequences=2, context_tokens=4096, rollback_tokens=0, threads=1, cache_type=cache_type
+        ).close()
+    [allocated] = re.findall(r"KV buffer size = +([\d.]+) MiB", caplog.text)
+    assert model.cache_bytes_per_token(cache_type) * 8192 / 2**20 == pytest.approx(float(allocated), abs=0.01)
+    model.close()
+
+
+@pytest.mark.parametrize("program", ["duet", "duet-cloud"])
+def test_a_context_longer_than_the_model_was_trained_for(
+    tiny_pair: TinyPair, tmp_path: Path, program: str
+) -> None:
+    arguments = ("ask", "hello", "--mode", "local") if program == "duet" else ("serve",)
+    line = refused(
+        InvalidSetting,
+        *(*arguments, "--model", str(tiny_pair.target_gguf)),
+        folder=tmp_path,
+        env={"DUET_CONTEXT_TOKENS": "65537", "DUET_CLOUD_CONTEXT_TOKENS": "65537"},
+        program=program,
+    )
+    assert "context_tokens = 65537" in line
+    assert "at most 65536" in line
 
 
 # The service

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_service.scheduling import STEP_TOKENS, PassCost, is_step, plan
+from cloud_service.scheduling import PROMPT_CHUNK, STEP_TOKENS, PassCost, is_step, plan
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_one_size_alone_is_taken_as_proportional():
     assert learned(0.0, 0.01, sizes=[8] * 50).predict(16) == pytest.approx(0.16)
 
 
-def test_before_anything_was_seen_a_pass_is_free_and_prompts_go_in_small_chunks():
-    assert (PassCost().predict(100), PassCost().prefill_tokens(0)) == (0.0, STEP_TOKENS)
+def test_before_anything_was_seen_a_pass_is_free_and_prompts_beside_steps_go_in_small_chunks():
+    assert (PassCost().predict(100), PassCost().prefill_tokens(3)) == (0.0, STEP_TOKENS)
 
 
 @given(st.floats(1e-3, 0.1), st.floats(1e-4, 0.01), st.integers(1, 64), st.sampled_from([1.5, 2.0, 3.0]))
@@ -158,13 +158,13 @@ def test_prompts_stretch_a_pass_with_steps_as_far_as_allowed_and_no_further(base
     assert cost.predict(steps + prompts + 1) > allowed * (1 - 1e-9)
 
 
-def test_prompts_alone_fill_the_longest_pass():
-    assert learned(0.0, 0.001, longest_pass_s=0.25).prefill_tokens(0) == pytest.approx(250, abs=1)
+@pytest.mark.parametrize("per_token_s", [0.0, 1e-4, 10.0])
+def test_prompts_alone_go_in_equal_chunks_on_every_machine(per_token_s):
+    assert learned(0.0, per_token_s).prefill_tokens(0) == PROMPT_CHUNK
 
 
 def test_prompts_progress_however_slow_the_target_is():
-    slow = learned(0.0, 10.0)
-    assert (slow.prefill_tokens(1), slow.prefill_tokens(0)) == (1, STEP_TOKENS)
+    assert learned(0.0, 10.0).prefill_tokens(1) == 1
 
 
 def test_a_measurement_in_which_larger_passes_were_faster_does_no_harm():
