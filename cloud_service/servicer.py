@@ -213,7 +213,8 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                         await stream.wake.wait()
                         stream.wake.clear()
                         continue
-                    text = [*stream.text, *round_.token_ids][: len(stream.text) + round_.num_positions - 1]
+                    text = stream.text
+                    text += round_.token_ids[: round_.num_positions - 1]  # the last one's row is not read
                     scores = await sequence.score(
                         text, num_rows=round_.num_positions, width=request.sampling.row_width
                     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.service import clean_environment
+from tests.service import command as command_path
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -29,6 +30,7 @@ def test_every_command_is_one_that_is_run():
     assert duet_commands()
     assert all(c.startswith("duet ") for c in duet_commands()), COMMANDS
     assert {"make demo", "make test"} <= set(COMMANDS)
+    assert any(c.startswith("duet-cloud serve") for c in COMMANDS)
 
 
 @pytest.mark.parametrize("command", duet_commands())
@@ -42,6 +44,22 @@ def test_a_command_of_the_readme_runs(command, real_cloud, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("duet-cloud serve")])
+def test_a_service_of_the_readme_starts_and_stops(command, tmp_path):
+    arguments = re.sub(r"--listen \S+", "--listen 127.0.0.1:0", command).split()[1:]
+    process = subprocess.Popen(
+        [command_path("duet-cloud"), *arguments],
+        cwd=tmp_path,
+        env=clean_environment(tmp_path) | {"HOME": str(Path.home())},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("listening on ")
+    process.terminate()
+    assert process.wait(30) == 0
 
 
 def test_the_demo_answers_in_three_modes_and_compares_them():
