@@ -378,7 +378,6 @@ class CloudSession:
         if rejected:
             self.epoch += 1
             self._waiting.clear()
-            self._admitted.clear()
         if next_token is not None:
             self._expected_start = len(self.committed)
         if rejected or round_.last:
