@@ -17,6 +17,10 @@ PROMPT_CHUNK = 64
 the chunks leave traces in the last digits, and a stream alone shall get the same text every time."""
 
 
+_MOST_SURPRISE = 3.0
+"""How many times the predicted cost of a pass is believed at once; a lasting change takes a few passes."""
+
+
 def plan(
     remaining: Sequence[int],
     num_rows: Sequence[int],
@@ -85,7 +89,9 @@ class PassCost:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Decayed least squares over (tokens, seconds)."""
+        """Decayed least squares over (tokens, seconds). A stall of the machine is not taken at its word."""
+        if (expected := self.predict(num_tokens)) > 0.0:
+            seconds = min(seconds, _MOST_SURPRISE * expected)
         keep = 0.95
         self._n = keep * self._n + 1
         self._x = keep * self._x + num_tokens

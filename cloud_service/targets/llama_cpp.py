@@ -55,9 +55,9 @@ class _Slots:
         return len(self._free)
 
     async def acquire(self, token_ids: list[int]) -> int:
-        """Take the free slot that shares the longest prefix, or wait in line for the next one."""
+        """Take a free slot, or wait in line for the next one."""
         if self._free:
-            slot = max(self._free, key=lambda free: common_prefix(self._free[free], token_ids))
+            slot = self._best_free(token_ids)
             del self._free[slot]
             return slot
         if len(self._waiting) >= self._max_waiting:
@@ -78,6 +78,16 @@ class _Slots:
                     f"no slot came free within {self._wait_s:g} s; try again later"
                 ) from None
             raise
+
+    def _best_free(self, token_ids: list[int]) -> int:
+        """The slot that holds most of the text already, or else the one unused for longest.
+
+        Half of it at least: every chat begins with the same few tokens of the template, and for those
+        nobody else's conversation should be overwritten.
+        """
+        shared = {slot: common_prefix(cached, token_ids) for slot, cached in self._free.items()}
+        best = max(shared, key=lambda slot: shared[slot])
+        return best if 2 * shared[best] > len(token_ids) else next(iter(self._free))
 
     def release(self, slot: int, cached: Sequence[int]) -> None:
         """Hand the slot to whoever waits longest, or keep it with the text that it holds."""

@@ -141,6 +141,13 @@ def test_a_cost_that_changes_is_learned_anew():
     assert cost.predict(100) == pytest.approx(0.42, rel=1e-2)
 
 
+def test_one_stall_of_the_machine_hardly_changes_what_a_pass_is_thought_to_cost():
+    cost = learned(0.02, 0.01)
+    before = cost.predict(4)
+    cost.observe(4, 30.0)
+    assert cost.predict(4) < 1.5 * before
+
+
 def test_one_size_alone_is_taken_as_proportional():
     assert learned(0.0, 0.01, sizes=[8] * 50).predict(16) == pytest.approx(0.16)
 
