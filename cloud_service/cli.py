@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from shared.config import CloudConfig
-from shared.models import Registry, resolve
+from shared.errors import UnknownSetting
 from shared.settings import load
 from shared.terminal import CommandGroup, pull_progress
 
@@ -32,8 +36,9 @@ def _help(name: str) -> str:
     return CloudConfig.model_fields[name].description or ""
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
+    context: typer.Context,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with any of these settings.", envvar="DUET_CLOUD_CONFIG")
     ] = None,
@@ -54,9 +59,12 @@ def serve(
 ) -> None:
     """Serve a target model until SIGTERM.
 
-    Flags win over DUET_CLOUD_* variables over the settings file over defaults.
+    Flags win over DUET_CLOUD_* variables over the settings file over defaults. With --target vllm, any option
+    of vLLM's engine may follow as --engine.NAME VALUE, for example --engine.tensor-parallel-size 2.
     """
-    flags: dict[str, Any] = {name: value for name, value in locals().items() if name != "config"}
+    flags: dict[str, Any] = {n: v for n, v in locals().items() if n not in ("context", "config")}
+    own_options = [name for option in context.command.params for name in option.opts]
+    flags["engine"] = engine_options(context.args, own_options) or None
     settings, _ = load(
         CloudConfig, flags=flags, file=config, file_name="duet-cloud.yaml", env_prefix="DUET_CLOUD_"
     )
@@ -64,11 +72,41 @@ def serve(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # The engine and the server are imported here, so that help and bad settings answer at once.
     from cloud_service import server
+    from cloud_service.targets.loading import target_loader
 
     server.configure_logging(settings)
     with pull_progress() as progress:
-        resolved = resolve(settings.model, Registry.load(), progress=progress)
-    asyncio.run(server.serve(settings, lambda: server.load_target(settings, resolved), on_ready=_announce))
+        load_target = target_loader(settings, progress)
+    asyncio.run(server.serve(settings, load_target, on_ready=_announce))
+
+
+_ENGINE_PREFIX = "--engine."
+
+
+def engine_options(arguments: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """Read `--engine.NAME VALUE`, `--engine.NAME=VALUE` and `--engine.NAME`, which means true.
+
+    Values are read as YAML, so that numbers, lists and maps mean what they look like.
+
+    Args:
+        arguments: what the command's own options left over.
+        known: those options, to name the nearest one.
+    Raises:
+        UnknownSetting: anything else.
+    """
+    options: dict[str, Any] = {}
+    rest = deque(arguments)
+    while rest:
+        flag, given, text = rest.popleft().partition("=")
+        if not flag.startswith("-"):
+            raise UnknownSetting(f"got the unexpected argument {flag!r}")
+        if not flag.startswith(_ENGINE_PREFIX):
+            [near] = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)
+            raise UnknownSetting(f"no such option: {flag}; did you mean {near}?")
+        if not given:
+            text = rest.popleft() if rest and not rest[0].startswith("--") else "true"
+        options[flag.removeprefix(_ENGINE_PREFIX).replace("-", "_")] = yaml.safe_load(text)
+    return options
 
 
 def _announce(address: str) -> None:

@@ -15,14 +15,11 @@ from grpc_reflection.v1alpha import reflection
 
 from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
-from cloud_service.targets.llama_cpp import LlamaCppTarget
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
 from shared.config import CloudConfig
-from shared.errors import AddressInUse
-from shared.llama import LlamaContext, LlamaModel
-from shared.models import ResolvedModel
+from shared.errors import AddressInUse, CloudUnavailable
 
 log = structlog.get_logger("duet.cloud")
 
@@ -55,22 +52,6 @@ def configure_logging(config: CloudConfig) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
-def load_target(config: CloudConfig, model: ResolvedModel) -> Target:
-    """Load the model and make its context. Takes seconds; raises ModelError and InvalidSetting."""
-    llama = LlamaModel(model.path, model.name, gpu_layers=config.gpu_layers, mapped=False)
-    context = LlamaContext(
-        llama,
-        num_sequences=config.slots,
-        context_tokens=config.context_tokens,
-        rollback_tokens=config.max_draft_tokens + 1,
-        threads=config.threads,
-        cache_type=config.cache_type,
-    )
-    return LlamaCppTarget(
-        llama, context, max_waiting_streams=config.max_waiting_streams, max_wait_s=config.max_wait_s
-    )
-
-
 async def serve(
     config: CloudConfig,
     load: Callable[[], Target],
@@ -84,7 +65,8 @@ async def serve(
         on_ready: called with HOST:PORT once requests are answered.
     Raises:
         AddressInUse: the address cannot be bound.
-        ModelError, InvalidSetting: see `load_target`.
+        ModelError, InvalidSetting: from `load`.
+        CloudUnavailable: the target's engine died.
     """
     server = grpc.aio.server(
         options=[
@@ -95,6 +77,7 @@ async def serve(
     )
     address = _bind(server, config.listen)
     target = await asyncio.to_thread(load)
+    await target.warm_up()
     servicer = SpeculationServicer(target, max_draft_tokens=config.max_draft_tokens)
     health_servicer = health.aio.HealthServicer()
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
@@ -111,9 +94,11 @@ async def serve(
     )
     on_ready(address)
     try:
-        await _termination()
-        log.info("draining", streams=servicer.num_streams, seconds=config.drain_s)
+        died = await _asked_to_stop(target)
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+        if died:
+            raise CloudUnavailable(f"the {target.engine} engine has died; its log says why")
+        log.info("draining", streams=servicer.num_streams, seconds=config.drain_s)
         await servicer.drain(config.drain_s)
     finally:
         await server.stop(grace=1.0)
@@ -140,9 +125,14 @@ async def _set_health(
         await servicer.set(service, status)
 
 
-async def _termination() -> None:
+async def _asked_to_stop(target: Target) -> bool:
+    """Wait for a signal; true where the engine died first."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
-    await asked.wait()
+    waits = {asyncio.create_task(asked.wait()), asyncio.create_task(target.failed())}
+    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    return not asked.is_set()

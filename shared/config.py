@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +23,11 @@ def _check_address(value: str) -> str:
     if not host or not port.isdecimal() or int(port) > 65535 or ("]" not in host and ":" in host):
         raise ValueError("expected HOST:PORT, with a port of at most 65535")
     return value
+
+
+def _read_json(value: object) -> object:
+    """Take a mapping as the text that an environment variable holds."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
@@ -75,10 +81,12 @@ class EdgeConfig(_Settings):
 class CloudConfig(_Settings):
     """Settings of `duet-cloud`."""
 
-    target: Literal["llama-cpp"] = "llama-cpp"
+    target: Literal["llama-cpp", "vllm"] = "llama-cpp"
     """Engine of the target model."""
     model: str = DEFAULT_TARGET
-    """Target model: a registered name or a file."""
+    """Target model: a registered name, or a GGUF file (llama-cpp), a Hugging Face folder or id (vllm)."""
+    engine: Annotated[dict[str, Any], BeforeValidator(_read_json)] = {}
+    """Options of vLLM's engine by name."""
     listen: Address = DEFAULT_ADDRESS
     """HOST:PORT; port 0 takes a free one."""
     slots: int = Field(4, ge=1, le=256)
@@ -127,6 +135,9 @@ def resolve(cls: type[Settings], layers: Mapping[str, Mapping[str, Any]]) -> tup
             if name not in cls.model_fields:
                 near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.0)[0]
                 raise UnknownSetting(f"unknown setting {name!r} in {source}; did you mean {near!r}?")
+            weaker = merged.get(name)
+            if isinstance(value, Mapping) and isinstance(weaker, Mapping):
+                value = {**weaker, **value}
             merged[name] = value
             origin[name] = source
     try:

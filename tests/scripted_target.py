@@ -5,6 +5,7 @@ Not a model: it stands in where the subject is the service around one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -52,6 +53,12 @@ class ScriptedTarget:
             yield ScriptedSequence(self, self._next_token)
         finally:
             self.open_sequences -= 1
+
+    async def warm_up(self) -> None:
+        pass
+
+    async def failed(self) -> None:
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         pass

@@ -54,15 +54,15 @@ class TargetSequence(Protocol):
         ...
 
 
-class Target(Protocol):
-    engine: str
-    """Name of the engine, as in --target."""
+class TextSide(Protocol):
+    """What a model's tokenizer knows."""
+
     name: str
     """Name of the model."""
-    context_tokens: int
-    """Prompt and completion of one stream."""
-    vocabulary: Vocabulary
     end_token_ids: frozenset[int]
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Apply the model's chat template. Raises InvalidRequest where the template refuses."""
@@ -72,12 +72,27 @@ class Target(Protocol):
         """Bytes of one token as people see it: none for special tokens."""
         ...
 
+
+class Target(TextSide, Protocol):
+    engine: str
+    """Name of the engine, as in --target."""
+    context_tokens: int
+    """Prompt and completion of one stream."""
+
     def sequence(self, token_ids: Sequence[int]) -> AbstractAsyncContextManager[TargetSequence]:
         """A place in the engine for a stream that begins with these tokens; freed on exit, on cancel too.
 
         Raises:
             CloudOverloaded: no place came free in time.
         """
+        ...
+
+    async def warm_up(self) -> None:
+        """Do what the first request should not wait for."""
+        ...
+
+    async def failed(self) -> None:
+        """Return once the engine can do no more work; wait for ever where that cannot happen."""
         ...
 
     async def close(self) -> None: ...

@@ -153,6 +153,12 @@ class LlamaCppTarget:
         finally:
             self._slots.release(slot, self._context.cached[slot])
 
+    async def warm_up(self) -> None:
+        pass
+
+    async def failed(self) -> None:
+        await asyncio.Event().wait()  # the engine is this process
+
     async def close(self) -> None:
         with self._wake:
             self._closing = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.models.cache import ModelCache, ResolvedModel, default_cache_dir, resolve
 from shared.models.registry import ModelEntry, Registry
 from shared.models.sources import Progress
+from shared.models.weights import ResolvedWeights, resolve_weights
 
 __all__ = [
     "ModelCache",
@@ -12,6 +13,8 @@ __all__ = [
     "Progress",
     "Registry",
     "ResolvedModel",
+    "ResolvedWeights",
     "default_cache_dir",
     "resolve",
+    "resolve_weights",
 ]

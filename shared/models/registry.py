@@ -99,6 +99,8 @@ class ModelEntry(_Schema):
     """Whether this project has run it."""
     sources: tuple[Source, ...] = Field(min_length=1)
     """In the order in which they are tried."""
+    weights: str | None = None
+    """Hugging Face repository of the unquantised weights, for engines that read no GGUF."""
 
     @model_validator(mode="after")
     def _check_hash(self) -> ModelEntry:

