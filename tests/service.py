@@ -22,6 +22,7 @@ import grpc
 from numpy.typing import NDArray
 
 from cloud_service.servicer import SpeculationServicer
+from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
 from edge_agent import modes
 from edge_agent.edge_model import EdgeModel
@@ -34,7 +35,7 @@ from shared.messages import FinishReason, Message, Open
 from shared.sampling import draw, rows_from_logits
 
 CONTEXT_TOKENS = 512
-_START_WITHIN_S = 60.0
+_START_WITHIN_S = 120.0
 _STOP_WITHIN_S = 20.0
 
 
@@ -196,16 +197,27 @@ async def in_process_cloud(
     )
     context.step_s = step_s
     target = LlamaCppTarget(model, context, max_waiting_streams=max_waiting_streams, max_wait_s=max_wait_s)
+    try:
+        async with serving(target, max_draft_tokens=max_draft_tokens) as (address, servicer):
+            yield InProcessCloud(address, target, servicer, context, slots)
+    finally:
+        await target.close()
+
+
+@asynccontextmanager
+async def serving(
+    target: Target, *, max_draft_tokens: int = 32
+) -> AsyncIterator[tuple[str, SpeculationServicer]]:
+    """Serve any target on a free port; gives the address."""
     servicer = SpeculationServicer(target, max_draft_tokens=max_draft_tokens)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        yield InProcessCloud(f"127.0.0.1:{port}", target, servicer, context, slots)
+        yield f"127.0.0.1:{port}", servicer
     finally:
         await server.stop(None)
-        await target.close()
 
 
 @asynccontextmanager

@@ -157,12 +157,13 @@ class VllmTarget:
             config.model_config.logits_processors = [f"{__name__}:{SeededNoise.__name__}"]
             config.additional_config[_PADDING] = np.flatnonzero(self._padding).tolist()
         with _start_errors(config.model_config.model):
-            self._engine = AsyncLLM.from_vllm_config(config)
+            self.llm = AsyncLLM.from_vllm_config(config)
+            """The engine itself."""
 
     @property
     def num_requests(self) -> int:
         """Requests that wait or run in the engine: 0 when every stream has ended."""
-        return int(self._engine.output_processor.get_num_unfinished_requests())
+        return int(self.llm.output_processor.get_num_unfinished_requests())
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         return self._text.render_chat(messages)
@@ -178,7 +179,7 @@ class VllmTarget:
         yield VllmSequence(self, cache_salt)
 
     async def failed(self) -> None:
-        while not self._engine.errored:  # noqa: ASYNC110 - nothing of vLLM can be waited for
+        while not self.llm.errored:  # noqa: ASYNC110 - nothing of vLLM can be waited for
             await asyncio.sleep(_WATCH_S)
 
     async def warm_up(self) -> None:
@@ -188,7 +189,7 @@ class VllmTarget:
             await sequence.score(text, num_rows=2, width=1)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._engine.shutdown)
+        await asyncio.to_thread(self.llm.shutdown)
 
     # For sequences.
 
@@ -202,7 +203,7 @@ class VllmTarget:
             CloudFailed: it did not finish the request.
         """
         prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
-        answers = self._engine.generate(prompt, params, request_id=f"duet-{next(self._ids)}")
+        answers = self.llm.generate(prompt, params, request_id=f"duet-{next(self._ids)}")
         try:
             async with aclosing(answers):
                 async for answer in answers:
