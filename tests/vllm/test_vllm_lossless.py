@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from cloud_service.targets.base import GenerateOptions
 from cloud_service.targets.vllm import VllmTarget
 from edge_agent.remote import Meter
-from shared.messages import Message, Open
+from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling, draw
 from tests.service import Completion, eventually, generate, speculate
 from tests.vllm_streams import random_requests, rendered
@@ -106,10 +106,11 @@ async def test_a_resume_after_a_disconnect_gives_the_rest_of_the_same_text(pair:
         tokens = pair.cloud.generate(request, Meter())
         shown: list[int] = []
         async for message in tokens:
-            shown += message.token_ids if hasattr(message, "token_ids") else ()
+            shown += message.token_ids if isinstance(message, Tokens) else ()
             if len(shown) >= 5:
                 break
         await tokens.aclose()
+        assert shown
         assert shown == whole[: len(shown)]
         resumed = replace(request, committed=tuple(shown))
         assert (await speculate(pair.edge, pair.cloud, resumed, 4)).token_ids == whole[len(shown) :]
