@@ -15,6 +15,7 @@ import yaml
 
 from shared.config import CloudConfig
 from shared.errors import UnknownSetting
+from shared.models import Registry, resolve
 from shared.settings import load
 from shared.terminal import CommandGroup, pull_progress
 
@@ -25,11 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Host the target model that verifies the drafts of many edges.",
 )
-
-
-@app.callback()
-def _root() -> None:
-    """Keeps `serve` a command of its own while it is the only one."""
 
 
 def _help(name: str) -> str:
@@ -78,6 +74,21 @@ def serve(
     with pull_progress() as progress:
         load_target = target_loader(settings, progress)
     asyncio.run(server.serve(settings, load_target, on_ready=_announce))
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="A registered name or a GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="The new folder.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32 (for a CPU).")] = "bfloat16",
+) -> None:
+    """Write a GGUF model as the Hugging Face folder that --target vllm reads."""
+    from cloud_service import convert as conversion
+
+    with pull_progress() as progress:
+        resolved = resolve(model, Registry.load(), progress=progress)
+    conversion.convert(resolved.path, folder, dtype)
+    typer.echo(f"wrote {folder}; serve it with: duet-cloud serve --target vllm --model {folder}")
 
 
 _ENGINE_PREFIX = "--engine."
