@@ -118,13 +118,20 @@ def _start_errors(model: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:500]
         if "memory" in reason.lower():
-            raise OutOfMemory(
-                f"{model} does not fit: {reason} (try --engine.max-model-len, --engine.tensor-parallel-size"
-                " or --engine.gpu-memory-utilization)"
+            raise OutOfMemory(f"{model} does not fit: {reason} ({_FIT})") from error
+        if isinstance(error, RuntimeError):  # said by the engine's process, which logged the cause
+            raise ModelUnsupported(
+                f"vLLM's engine did not start with {model}; its log says why. If memory is short: {_FIT}"
             ) from error
-        raise ModelUnsupported(f"vLLM cannot serve {model}: {reason[:500]}") from error
+        raise ModelUnsupported(f"vLLM cannot serve {model}: {reason}") from error
+
+
+_FIT = (
+    "lower --engine.max-model-len, spread the model with --engine.tensor-parallel-size, or serve a smaller or"
+    " quantised one"
+)
 
 
 class VllmTarget:

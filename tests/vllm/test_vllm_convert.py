@@ -1,4 +1,4 @@
-"""`duet-cloud convert` writes the folder that the model came from: the same weights, words, ends and chats."""
+"""`duet-cloud convert` writes the folder that the model came from: same weights, words, ends and chats."""
 
 from __future__ import annotations
 

@@ -104,6 +104,20 @@ def test_a_gguf_file_is_refused_with_the_way_to_convert_it(tiny_pair: TinyPair, 
     assert b"Traceback" not in ended.stderr
 
 
+def test_a_context_that_does_not_fit_the_cache_is_refused_with_what_to_change(
+    tiny_pair: TinyPair, tmp_path: Path
+) -> None:
+    ended = run_duet(
+        *("serve", "--target=vllm", f"--model={tiny_pair.target_hf}", "--listen=127.0.0.1:0"),
+        *("--context-tokens=2048", "--engine.num-gpu-blocks-override=4", "--engine.dtype=float32"),
+        folder=tmp_path,
+        program="duet-cloud",
+    )
+    assert ended.returncode == 3
+    [said] = [line for line in ended.stderr.decode().splitlines() if line.startswith("duet-cloud: ")]
+    assert "--engine.max-model-len" in said
+
+
 # The whole service
 
 
