@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud_service.targets.hf_text import HfText
-from cloud_service.targets.vllm import engine_config
+from cloud_service.targets.vllm import engine_config, load_target
 from edge_agent.remote import Cloud, Meter
 from shared.errors import CloudUnavailable, InvalidSetting, ModelUnsupported
 from shared.llama import LlamaModel
@@ -104,18 +104,10 @@ def test_a_gguf_file_is_refused_with_the_way_to_convert_it(tiny_pair: TinyPair, 
     assert b"Traceback" not in ended.stderr
 
 
-def test_a_context_that_does_not_fit_the_cache_is_refused_with_what_to_change(
-    tiny_pair: TinyPair, tmp_path: Path
-) -> None:
-    ended = run_duet(
-        *("serve", "--target=vllm", f"--model={tiny_pair.target_hf}", "--listen=127.0.0.1:0"),
-        *("--context-tokens=2048", "--engine.num-gpu-blocks-override=4", "--engine.dtype=float32"),
-        folder=tmp_path,
-        program="duet-cloud",
-    )
-    assert ended.returncode == 3
-    [said] = [line for line in ended.stderr.decode().splitlines() if line.startswith("duet-cloud: ")]
-    assert "--engine.max-model-len" in said
+def test_a_context_that_does_not_fit_the_cache_is_refused_with_what_to_change(tiny_pair: TinyPair) -> None:
+    options = {"dtype": "float32", "max_model_len": 2048, "num_gpu_blocks_override": 4}
+    with pytest.raises(ModelUnsupported, match=r"its log says why.*--engine\.max-model-len"):
+        load_target(str(tiny_pair.target_hf), "target", options)
 
 
 # The whole service
