@@ -217,7 +217,9 @@ async def measure(arguments: argparse.Namespace) -> None:
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         notes = (
             f"{where}; {'random weights' if arguments.model in SHAPES else 'real weights'};"
-            f" median of {arguments.rounds} rounds, one stream, greedy unless said otherwise."
+            f" {'V2' if target.config.use_v2_model_runner else 'V1'} runner, engine options"
+            f" `{arguments.engine}`; median of {arguments.rounds} rounds, one stream, greedy unless said"
+            " otherwise."
         )
         suffix = f"{Path(arguments.model).name}_{where.replace(' ', '_').lower()}"
         if "rounds" in arguments.parts:

@@ -147,6 +147,8 @@ class VllmTarget:
         Raises:
             ModelUnsupported, OutOfMemory: it does not start.
         """
+        self.config = config
+        """The engine's settings."""
         self._text = text
         self.name = text.name
         self.context_tokens = int(config.model_config.max_model_len)
