@@ -9,13 +9,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from edge_agent import modes
+from edge_agent.auto import auto
 from edge_agent.edge_model import EdgeModel
-from edge_agent.modes import Prompted, Round, Step
+from edge_agent.modes import Decided, Prompted, Round, Step
 from edge_agent.remote import Cloud, Meter
+from edge_agent.routing.privacy import PrivacyRule
+from edge_agent.routing.router import Router
 from shared.config import EdgeConfig
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.events import Answer, Event, Notice, Text, Token
 from shared.messages import FinishReason, Message, Open
+from shared.routing import Decision
 from shared.sampling import Sampling
 from shared.session import Origin
 from shared.text import TextStream
@@ -33,12 +37,17 @@ class _Tally:
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    mode: str = ""
+    decision: Decision | None = None
     meter: Meter = field(default_factory=Meter)
     tokens: list[Token] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
 
     def take(self, step: Step) -> None:
-        if isinstance(step, Prompted):
+        if isinstance(step, Decided):
+            self.decision = step.decision
+            self.mode = step.decision.route.value
+        elif isinstance(step, Prompted):
             self.prompt_tokens = step.num_prompt_tokens
             self.cloud_model = step.cloud_model
         elif isinstance(step, Round):
@@ -54,25 +63,29 @@ class _Tally:
 class Agent:
     """Answers requests with an edge model, a cloud, or both."""
 
-    def __init__(self, config: EdgeConfig, *, edge: EdgeModel | None, cloud: Cloud | None) -> None:
+    def __init__(
+        self,
+        config: EdgeConfig,
+        *,
+        edge: EdgeModel | None,
+        cloud: Cloud | None,
+        router: Router | None = None,
+    ) -> None:
         """
         Args:
-            edge: needed for modes `local` and `speculate`.
-            cloud: needed for modes `cloud` and `speculate`.
+            edge: needed for all modes but `cloud`.
+            cloud: needed for all modes but `local`.
+            router: needed for mode `auto`.
         """
+        self._router = router
+        self._privacy = PrivacyRule(config.private_patterns, detect=config.detect_private)
         self._config = config
         self._edge = edge
         self._cloud = cloud
 
     async def ask(self, question: str) -> AsyncGenerator[Event, None]:
         """Answer one question; see `chat`."""
-        if not question.strip():
-            raise InvalidRequest("the question is empty; give it as an argument or on standard input")
-        system = self._config.system
-        messages = [Message("user", question)]
-        if system is not None:
-            messages.insert(0, Message("system", system))
-        async with aclosing(self.chat(messages)) as events:
+        async with aclosing(self.chat(question_as_chat(question, self._config.system))) as events:
             async for event in events:
                 yield event
 
@@ -86,6 +99,12 @@ class Agent:
             DuetError: see `shared.errors`; text that was yielded stands.
         """
         config = self._config
+        private = self._privacy.reason(messages, asked=config.private)
+        if private is not None and config.mode in ("cloud", "speculate"):
+            raise InvalidRequest(
+                f"the prompt is private ({private}), and mode {config.mode} would send it away; use"
+                " --mode auto or local. The settings private_patterns and detect_private say what is private"
+            )
         request = Open(
             prompt=tuple(messages),
             sampling=Sampling(
@@ -96,9 +115,9 @@ class Agent:
         )
         num_dropped = 0
         while True:
-            tally = _Tally()
+            tally = _Tally(mode=config.mode)
             try:
-                async with aclosing(self._answer(request, tally)) as events:
+                async with aclosing(self._answer(request, tally, private)) as events:
                     async for event in events:
                         yield event
                 return
@@ -111,14 +130,16 @@ class Agent:
                 request = replace(request, prompt=tuple(messages))
                 yield Notice(f"the chat outgrew the context: its oldest {num_dropped} messages were left out")
 
-    async def _answer(self, request: Open, tally: _Tally) -> AsyncGenerator[Event, None]:
+    async def _answer(self, request: Open, tally: _Tally, private: str | None) -> AsyncGenerator[Event, None]:
         text: TextStream[Origin] = TextStream(self._config.stop)
         reason: FinishReason | None = None
-        async with aclosing(self._steps(request, tally.meter)) as steps:
+        async with aclosing(self._steps(request, tally.meter, private)) as steps:
             async for step in steps:
                 tally.take(step)
                 if isinstance(step, FinishReason):
                     reason = step
+                elif isinstance(step, Notice):
+                    yield step
                 elif isinstance(step, Token):
                     for event in _show(text.feed(step.piece, step.origin), tally):
                         yield event
@@ -130,7 +151,7 @@ class Agent:
         assert reason is not None, "a mode ends with a reason or an error"
         yield self._result(request, tally, reason)
 
-    def _steps(self, request: Open, meter: Meter) -> AsyncGenerator[Step, None]:
+    def _steps(self, request: Open, meter: Meter, private: str | None) -> AsyncGenerator[Step, None]:
         config = self._config
         if config.mode == "local":
             assert self._edge is not None
@@ -139,6 +160,9 @@ class Agent:
         if config.mode == "cloud":
             return modes.cloud(self._cloud, request, meter)
         assert self._edge is not None
+        if config.mode == "auto":
+            assert self._router is not None
+            return auto(self._edge, self._cloud, self._router, request, config, meter, private)
         return modes.speculate(self._edge, self._cloud, request, config.max_draft_tokens, meter)
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
@@ -146,7 +170,7 @@ class Agent:
         first, last = tally.first_token, tally.last_token
         return Answer(
             answer="".join(tally.shown),
-            mode=self._config.mode,
+            mode=tally.mode,
             finish_reason=reason,
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=num,
@@ -156,12 +180,21 @@ class Agent:
             accepted_tokens=tally.num_accepted,
             ttft_ms=None if first is None else 1e3 * (first - tally.started),
             tpot_ms=1e3 * (last - first) / (num - 1) if first and last and num > 1 else None,
-            bytes_per_token=tally.meter.num_bytes / num if num and self._config.mode != "local" else None,
+            bytes_per_token=tally.meter.num_bytes / num if num and tally.mode != "local" else None,
             seed=request.seed,
             edge_model=self._edge.model.name if self._edge else None,
             cloud_model=tally.cloud_model,
             tokens=tuple(tally.tokens),
+            decision=tally.decision,
         )
+
+
+def question_as_chat(question: str, system: str | None) -> list[Message]:
+    """Raises InvalidRequest where there is no question."""
+    if not question.strip():
+        raise InvalidRequest("the question is empty; give it as an argument or on standard input")
+    asked = Message("user", question)
+    return [asked] if system is None else [Message("system", system), asked]
 
 
 def without_oldest_turn(messages: list[Message]) -> list[Message] | None:

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_agent.models_cli import app as models_app
-from edge_agent.show import OriginWriter, PlainWriter, print_bench
+from edge_agent.show import OriginWriter, PlainWriter, print_bench, print_decision
 from shared.config import EdgeConfig
+from shared.errors import InvalidSetting
 from shared.events import Answer, Notice, Text
 from shared.models import Registry, resolve
 from shared.settings import load
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edge_agent.agent import Agent
     from edge_agent.edge_model import EdgeModel
     from edge_agent.remote import Cloud
+    from edge_agent.routing.router import Router
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -52,7 +54,9 @@ ConfigFile = Annotated[
 def ask(
     question: Annotated[str | None, typer.Argument(help="The question; standard input without it.")] = None,
     config: ConfigFile = None,
-    mode: Annotated[str | None, typer.Option(help=f"local, cloud or speculate. {_help('mode')}")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}")
+    ] = None,
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
@@ -64,6 +68,7 @@ def ask(
     seed: Annotated[int | None, typer.Option(help=_help("seed"))] = None,
     stop: Annotated[list[str] | None, typer.Option(help=f"{_help('stop')} Repeatable.")] = None,
     max_draft_tokens: Annotated[int | None, typer.Option(help=_help("max_draft_tokens"))] = None,
+    private: Annotated[bool | None, typer.Option("--private", help=_help("private"))] = None,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour text by who made it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with figures.")] = False,
 ) -> None:
@@ -77,6 +82,93 @@ def ask(
     if question is None:
         question = _read_stdin()
     asyncio.run(_ask(question, settings, show_origin=show_origin, as_json=as_json))
+
+
+@app.command()
+def route(
+    question: Annotated[str | None, typer.Argument(help="The question; standard input without it.")] = None,
+    config: ConfigFile = None,
+    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
+    cloud_threshold: Annotated[float | None, typer.Option(help=_help("cloud_threshold"))] = None,
+    private: Annotated[bool | None, typer.Option("--private", help=_help("private"))] = None,
+    all_probes: Annotated[bool, typer.Option("--all-probes", help="Ask every probe, to compare.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say who would answer a question, and why; answers nothing."""
+    flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
+    settings, _ = _load(flags | {"mode": "auto"}, config)
+    if question is None:
+        question = _read_stdin()
+    asyncio.run(_route(question, settings, every=all_probes, as_json=as_json))
+
+
+async def _route(question: str, settings: EdgeConfig, *, every: bool, as_json: bool) -> None:
+    from edge_agent.agent import question_as_chat
+    from edge_agent.routing.privacy import PrivacyRule
+
+    messages = question_as_chat(question, settings.system)
+    rule = PrivacyRule(settings.private_patterns, detect=settings.detect_private)
+    async with open_router(settings, every=every) as router:
+        routing = await router.route(messages, rule.reason(messages, asked=settings.private))
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(routing.decision), ensure_ascii=False))
+    else:
+        print_decision(routing.decision)
+
+
+@app.command()
+def calibrate(
+    results: Annotated[Path, typer.Option(help="Evaluation results, JSON lines; see docs/routing.md.")],
+    cloud_share: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of questions that go to the cloud.")
+    ] = None,
+    quality: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of questions to be answered rightly.")
+    ] = None,
+    config: ConfigFile = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; the user's own for the model otherwise.")
+    ] = None,
+) -> None:
+    """Fit the router to evaluation results, and set its threshold."""
+    if (cloud_share is None) == (quality is None):
+        raise InvalidSetting("give one of --cloud-share and --quality")
+    settings, _ = _load({"model": model, "mode": "auto"}, config)
+    asyncio.run(_calibrate(results, settings, output, cloud_share=cloud_share, quality=quality))
+
+
+async def _calibrate(
+    results: Path,
+    settings: EdgeConfig,
+    output: Path | None,
+    *,
+    cloud_share: float | None,
+    quality: float | None,
+) -> None:
+    from edge_agent.routing.calibration import fit, read_results, user_file
+    from edge_agent.routing.router import default_priors
+
+    rows = read_results(results)
+    async with open_parts(settings) as (edge, _):
+        assert edge is not None, "only mode cloud has no edge model"
+        name = edge.model.name
+        priors = await default_priors(edge, settings)
+    aim = f"cloud share {cloud_share:g}" if quality is None else f"quality {quality:g}"
+    calibration = fit(
+        rows,
+        model=name,
+        sha256=_model_sha256(settings),
+        fitted_on=f"{len(rows)} questions of {results.name}, threshold for {aim}",
+        priors=priors,
+        cloud_share=cloud_share,
+        quality=quality,
+    )
+    path = output or user_file(name)
+    calibration.save(path)
+    typer.echo(f"{path}: fitted on {len(rows)} questions, threshold {calibration.threshold:.3f}")
 
 
 @app.command()
@@ -162,7 +254,10 @@ async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | No
                     silence_timeout_s=settings.verify_timeout_s,
                 )
             )
-            await cloud.check()  # before a model is pulled for nothing
+            if (
+                settings.mode != "auto"
+            ):  # which does without a cloud, and asks for none if the prompt is private
+                await cloud.check()  # before a model is pulled for nothing
         if settings.mode != "cloud":
             with pull_progress() as progress:
                 resolved = resolve(settings.model, Registry.load(), progress=progress)
@@ -176,12 +271,41 @@ async def open_agent(settings: EdgeConfig) -> AsyncIterator[Agent]:
     from edge_agent.agent import Agent
 
     async with open_parts(settings) as (edge, cloud):
-        yield Agent(settings, edge=edge, cloud=cloud)
+        router = None
+        if settings.mode == "auto":
+            assert edge is not None
+            assert cloud is not None
+            router = _router(edge, cloud, settings, every=False)
+        yield Agent(settings, edge=edge, cloud=cloud, router=router)
+
+
+@asynccontextmanager
+async def open_router(settings: EdgeConfig, *, every: bool) -> AsyncIterator[Router]:
+    async with open_parts(settings) as (edge, cloud):
+        assert edge is not None
+        assert cloud is not None
+        yield _router(edge, cloud, settings, every=every)
+
+
+def _router(edge: EdgeModel, cloud: Cloud, settings: EdgeConfig, *, every: bool) -> Router:
+    from edge_agent.routing.router import load_router
+
+    return load_router(edge, cloud, settings, lambda: _model_sha256(settings), every=every)
+
+
+def _model_sha256(settings: EdgeConfig) -> str:
+    """The registered hash, which a pulled file was checked against, or a file's own."""
+    from edge_agent.routing.calibration import file_sha256
+
+    resolved = resolve(settings.model, Registry.load())
+    known = resolved.entry.sha256 if resolved.entry else None
+    return known or file_sha256(resolved.path)
 
 
 def answer_json(answer: Answer) -> str:
     """One line of JSON; tokens as {id, text, origin}, their text as far as it is whole characters."""
     fields = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
+    fields["decision"] = None if answer.decision is None else dataclasses.asdict(answer.decision)
     fields["finish_reason"] = answer.finish_reason.value
     fields["tokens"] = [
         {"id": t.id, "text": t.piece.decode("utf-8", "replace"), "origin": t.origin.value}

@@ -14,9 +14,17 @@ from shared.llama import DecodeAborted, LlamaContext, LlamaModel
 
 Result = TypeVar("Result")
 
+PROBE_SEQUENCES = 4
+"""Continuations of one question that a batch may hold beside it, for the router's probes."""
+_PROBE_CELLS = 256
+"""Room in the cache for them; the question's own cells are shared."""
+
 
 class EdgeModel:
-    """A loaded model with one sequence, whose KV cache is reused by longest common prefix."""
+    """A loaded model whose sequence 0 holds the text, its KV cache reused by longest common prefix.
+
+    In mode `auto` further sequences branch off from it, for the router's probes.
+    """
 
     def __init__(self, model: LlamaModel, context: LlamaContext) -> None:
         self.model = model
@@ -31,11 +39,13 @@ class EdgeModel:
     @classmethod
     def _load(cls, path: Path, name: str, config: EdgeConfig) -> EdgeModel:
         model = LlamaModel(path, name, gpu_layers=config.gpu_layers)
+        routes = config.mode == "auto"
         context = LlamaContext(
             model,
-            num_sequences=1,
+            num_sequences=1 + PROBE_SEQUENCES if routes else 1,
             context_tokens=config.context_tokens,
-            rollback_tokens=config.max_draft_tokens + 1 if config.mode == "speculate" else 0,
+            cache_tokens=config.context_tokens + _PROBE_CELLS if routes else None,
+            rollback_tokens=config.max_draft_tokens + 1 if config.mode in ("auto", "speculate") else 0,
             max_rows=1,
             threads=config.threads,
         )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import takewhile
 
 from edge_agent.drafting.llama import LlamaDrafter
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
 from shared.errors import PromptTooLong
-from shared.events import Token
+from shared.events import Notice, Token
 from shared.messages import Finished, FinishReason, Message, Open, Opened
+from shared.routing import Decision
 from shared.session import EdgeSession, EdgeState, Origin
 from shared.vocab import ids_to_mask
 
@@ -32,7 +34,14 @@ class Round:
     num_accepted: int
 
 
-Step = Prompted | Round | Token | FinishReason
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Mode `auto`: the router's decision, and again where late evidence changed it."""
+
+    decision: Decision
+
+
+Step = Prompted | Round | Token | FinishReason | Decided | Notice
 
 
 async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
@@ -50,11 +59,11 @@ async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
     ends = edge.model.end_token_ids
     text = list(prompt)
     for position in range(min(request.max_tokens or room, room)):
-        [token] = await drafter.draft(
+        [(token, logprob)] = await drafter.draft_with_logprobs(
             text, 1, sampling=request.sampling, seed=request.seed, start=position, end_token_ids=ends
         )
         text.append(token)
-        yield Token(token, edge.model.piece(token), Origin.LOCAL)
+        yield Token(token, edge.model.piece(token), Origin.LOCAL, logprob)
         if token in ends:
             yield FinishReason.STOP
             return
@@ -75,9 +84,18 @@ async def cloud(remote: Cloud, request: Open, meter: Meter) -> AsyncGenerator[St
 
 
 async def speculate(
-    edge: EdgeModel, remote: Cloud, request: Open, max_draft_tokens: int, meter: Meter
+    edge: EdgeModel,
+    remote: Cloud,
+    request: Open,
+    max_draft_tokens: int,
+    meter: Meter,
+    drafted: Sequence[int] = (),
 ) -> AsyncGenerator[Step, None]:
-    """The edge drafts, the target verifies; the text is the target's own (design: lossless)."""
+    """The edge drafts, the target verifies; the text is the target's own (design: lossless).
+
+    Args:
+        drafted: tokens that the edge made already, after those committed: they are the first drafts.
+    """
     session = EdgeSession(request.committed)
     session.send_open()
     async with remote.speculate(request, meter) as stream:
@@ -88,11 +106,12 @@ async def speculate(
             masked = ids_to_mask(edge.model.vocabulary, (await remote.describe()).vocabulary)
         drafter = LlamaDrafter(edge, masked)
         yield Prompted(len(opened.prompt_token_ids), opened.model)
+        ahead = list(takewhile(lambda token: token not in masked, drafted))
         while session.state is not EdgeState.DONE:
             if session.state is EdgeState.DRAFTING:
                 text = [*opened.prompt_token_ids, *session.committed]
                 room = opened.max_tokens - len(session.committed) - 1  # the target's own token closes a round
-                drafted = await drafter.draft(
+                draft = ahead[: min(opened.max_draft_tokens, room)] or await drafter.draft(
                     text,
                     min(max_draft_tokens, opened.max_draft_tokens, room),
                     sampling=request.sampling,
@@ -100,13 +119,16 @@ async def speculate(
                     start=len(session.committed),
                     end_token_ids=opened.end_token_ids,
                 )
-                await stream.send(session.send_draft(drafted, more=False))
+                await stream.send(session.send_draft(draft, more=False))
             message = await stream.receive()
             if isinstance(message, Finished):
                 session.receive_finished(message)
                 yield message.reason
                 continue
             commit = session.receive_verdict(message)
+            # What the target goes on from is still worth sending only as far as it agreed.
+            agreed = ahead[: len(commit.token_ids)] == list(commit.token_ids)
+            ahead = ahead[len(commit.token_ids) :] if agreed else []
             yield Round(message.num_scored, message.num_accepted)
             for token, origin in zip(commit.token_ids, commit.origins, strict=True):
                 yield Token(token, edge.model.piece(token), origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,6 +61,16 @@ class Cloud:
     async def check(self) -> None:
         """Raises CloudUnavailable where nothing answers."""
         await self._connect()
+
+    async def ping(self) -> float:
+        """Seconds that a small request takes there and back. Raises CloudError where it gets no answer."""
+        stub = await self._connect()
+        began = time.monotonic()
+        try:
+            await stub.Describe(pb2.DescribeRequest(), timeout=self._connect_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from None
+        return time.monotonic() - began
 
     async def describe(self) -> CloudInfo:
         """What is served, with the whole vocabulary."""

@@ -14,6 +14,7 @@ from shared.session import Origin
 
 if TYPE_CHECKING:
     from edge_agent.bench import BenchReport, LinkSpeed
+    from shared.routing import Decision
 
 STYLES = {
     Origin.ACCEPTED: "green",
@@ -61,6 +62,24 @@ class OriginWriter:
             RichText(f"{MARKS[origin]} {n}", STYLES[origin]) for origin, n in counts.items()
         )
         self._console.print(legend)
+
+
+def print_decision(decision: Decision) -> None:
+    """What `duet route` found, and why."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"route: {decision.route.value}")
+    console.print(f"probability that the cloud is needed: {decision.p_cloud:.2f}")
+    console.print(f"predicted length: {decision.predicted_tokens} tokens")
+    for reason in decision.reasons:
+        console.print(f"because {reason}", markup=False)
+    table = Table("probe", "value", "said", box=None)
+    for name, reading in decision.probes.items():
+        value = "not understood" if reading["value"] is None else f"{reading['value']:.2f}"
+        options = reading.get("distribution", {})
+        said = ", ".join(f"{option} {p:.2f}" for option, p in options.items())
+        first_line = reading.get("text", "").strip().partition("\n")[0]
+        table.add_row(name, value, RichText(said or repr(first_line)))
+    console.print(table)
 
 
 def print_bench(report: BenchReport) -> None:

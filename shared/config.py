@@ -42,8 +42,8 @@ class _Settings(BaseModel):
 class EdgeConfig(_Settings):
     """Settings of `duet`."""
 
-    mode: Literal["local", "cloud", "speculate"] = "speculate"
-    """Who makes the tokens."""
+    mode: Literal["auto", "local", "cloud", "speculate"] = "auto"
+    """Who makes the tokens; auto asks the edge model how hard the question is, and decides."""
     cloud: Address = DEFAULT_ADDRESS
     """HOST:PORT of the `duet-cloud` service."""
     model: str = DEFAULT_DRAFT
@@ -72,6 +72,28 @@ class EdgeConfig(_Settings):
     """CPU threads of the edge model; unset takes the physical cores."""
     gpu_layers: int = Field(0, ge=-1)
     """Layers of the edge model on a GPU; -1 is all."""
+    private: bool = False
+    """The prompt stays on this device; nothing is sent."""
+    private_patterns: Annotated[
+        tuple[StopText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)
+    ] = ()
+    """Regular expressions; a prompt that one of them matches is private."""
+    detect_private: bool = True
+    """Prompts with secrets (keys, passwords) or personal data (accounts, addresses) are private too."""
+    cloud_threshold: float | None = Field(None, ge=0.0, le=1.0)
+    """In auto, ask the cloud when it is needed with this probability; unset takes the calibration's."""
+    routing_calibration: str | None = None
+    """File made by `duet calibrate`; unset takes your own for the model, else the shipped one."""
+    routing_templates: str | None = None
+    """Folder of probe prompts that replace the shipped ones of the same name."""
+    slow_rtt_ms: float = Field(150.0, gt=0.0)
+    """In auto, a link with a longer round trip gets the cloud's own stream, not speculation."""
+    cloud_price: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    """Price of 1,000 completion tokens of the cloud."""
+    max_price: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    """In auto, an answer that would cost more is made by the edge."""
+    doubt_threshold: float = Field(0.4, ge=0.0, le=1.0)
+    """In auto, a local answer moves to the cloud when its tokens' mean probability falls below; 0 never."""
     connect_timeout_s: float = Field(5.0, gt=0.0)
     """Seconds until a silent address counts as unreachable."""
     verify_timeout_s: float = Field(120.0, gt=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.messages import FinishReason
+from shared.routing import Decision
 from shared.session import Origin
 
 
@@ -16,6 +17,8 @@ class Token:
     piece: bytes
     """Its bytes; may be part of a character, or empty for a special token."""
     origin: Origin
+    logprob: float | None = None
+    """Nats, by the edge model, in mode `local`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Answer:
 
     answer: str
     mode: str
+    """How it was made; in `auto`, the route."""
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
@@ -58,6 +62,8 @@ class Answer:
     edge_model: str | None
     cloud_model: str | None
     tokens: tuple[Token, ...]
+    decision: Decision | None = None
+    """Of the router, in mode `auto`."""
 
 
 Event = Notice | Text | Answer

@@ -37,29 +37,46 @@ class LlamaDrafter:
         start: int,
         end_token_ids: Collection[int],
     ) -> list[int]:
+        """`draft_with_logprobs` without the log-probabilities."""
+        drafted = await self.draft_with_logprobs(
+            text_ids, num_tokens, sampling=sampling, seed=seed, start=start, end_token_ids=end_token_ids
+        )
+        return [token for token, _ in drafted]
+
+    async def draft_with_logprobs(
+        self,
+        text_ids: Sequence[int],
+        num_tokens: int,
+        *,
+        sampling: Sampling,
+        seed: int,
+        start: int,
+        end_token_ids: Collection[int],
+    ) -> list[tuple[int, float]]:
         """Propose up to `num_tokens`: fewer after an end of text, or where the context is full.
 
         Args:
             text_ids: prompt and completion so far; what the KV cache shares with it is not computed again.
             start: completion position of the first proposed token.
+        Returns:
+            Each token with its log-probability before any sampling setting, nats.
         """
         num_tokens = min(num_tokens, self._edge.context.context_tokens - len(text_ids))
 
-        def work() -> list[int]:
+        def work() -> list[tuple[int, float]]:
             context = self._edge.context
-            drafted: list[int] = []
+            drafted: list[tuple[int, float]] = []
             if num_tokens < 1:
                 return drafted
             kept = context.align(_SEQUENCE, text_ids[:-1])
             pending = list(text_ids[kept:])
             while True:
-                rows = context.extend(_SEQUENCE, pending, 1)
+                logits = context.extend(_SEQUENCE, pending, 1)
                 if self._masked.size:
-                    rows[0][self._masked[self._masked < len(rows[0])]] = -np.inf
-                token = int(
-                    draw(rows_from_logits(rows, sampling.row_width), sampling, seed, start + len(drafted))[0]
-                )
-                drafted.append(token)
+                    logits[0][self._masked[self._masked < len(logits[0])]] = -np.inf
+                rows = rows_from_logits(logits, sampling.row_width)
+                token = int(draw(rows, sampling, seed, start + len(drafted))[0])
+                drafted.append((token, float(rows.logprobs[rows.token_ids == token][0])))
                 if len(drafted) == num_tokens or token in end_token_ids:
                     return drafted
                 pending = [token]

@@ -59,10 +59,13 @@ class LlamaContext:
         max_rows: int = 128,
         threads: int | None = None,
         cache_type: CacheType = "f16",
+        cache_tokens: int | None = None,
     ) -> None:
         """
         Args:
             context_tokens: per sequence.
+            cache_tokens: of all sequences together, where they share prefixes (`copy_prefix`); unset
+                has room for every sequence at its longest.
             rollback_tokens: how far `rewind` must reach back at least, for models with a recurrent state.
             max_batch_tokens: of one `decode`.
             max_rows: read from one `decode`; each takes 4 bytes a token of the vocabulary.
@@ -76,11 +79,12 @@ class LlamaContext:
                 f"context_tokens = {context_tokens} is longer than {model.name} was trained for;"
                 f" set it to at most {model.context_train}"
             )
+        cache_tokens = cache_tokens or num_sequences * context_tokens
         if model.gpu_layers == 0:
             check_cache_fits(
                 model.name,
                 num_sequences=num_sequences,
-                context_tokens=context_tokens,
+                context_tokens=cache_tokens // num_sequences,
                 bytes_per_token=model.cache_bytes_per_token(cache_type),
                 free_bytes=psutil.virtual_memory().available,
             )
@@ -94,7 +98,7 @@ class LlamaContext:
         self._abort_flag = ctypes.create_string_buffer(2)
 
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = num_sequences * context_tokens
+        params.n_ctx = cache_tokens
         params.n_batch = params.n_ubatch = max_batch_tokens
         params.n_outputs_max = self.max_rows
         params.n_seq_max = num_sequences
@@ -160,6 +164,20 @@ class LlamaContext:
             num_tokens = 0
         del cached[num_tokens:]
         return num_tokens
+
+    def copy_prefix(self, source: int, destination: int, num_tokens: int) -> None:
+        """Let `destination` start with the first `num_tokens` of `source`, whatever it held before.
+
+        The two share the cache's cells, so that nothing is computed and next to no memory is taken.
+
+        Raises:
+            ValueError: `source` holds fewer tokens.
+        """
+        if num_tokens > len(self.cached[source]):
+            raise ValueError(f"sequence {source} holds {len(self.cached[source])} tokens, not {num_tokens}")
+        llama_cpp.llama_memory_seq_rm(self._memory, destination, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, destination, 0, num_tokens)
+        self.cached[destination] = self.cached[source][:num_tokens]
 
     def decode(self, work: Sequence[Extension]) -> list[list[NDArray[np.float32]]]:
         """Evaluate extensions of several sequences in one pass over the weights.

@@ -51,6 +51,7 @@ ANSWER_KEYS = {
     "edge_model",
     "cloud_model",
     "tokens",
+    "decision",
 }
 
 
@@ -151,7 +152,7 @@ def test_json_gives_the_answer_and_its_figures(duet: Duet, alone: TargetAlone, m
 
 
 def test_the_question_may_come_on_standard_input(duet: Duet, alone: TargetAlone) -> None:
-    assert duet.ask(stdin="Erzähl 你好 🦀\n".encode()) == (
+    assert duet.ask("--mode", "speculate", stdin="Erzähl 你好 🦀\n".encode()) == (
         alone.shown(alone.complete(asked("Erzähl 你好 🦀\n"))) + "\n"
     )
 
@@ -192,13 +193,14 @@ def test_max_tokens_limits_the_answer(duet: Duet) -> None:
 def test_a_system_prompt_comes_before_the_question(duet: Duet, alone: TargetAlone) -> None:
     system = Message("system", "Answer like a pirate.")
     request = replace(asked(), prompt=(system, *asked().prompt))
-    answer = duet.ask(QUESTION, "--system", system.content)
+    answer = duet.ask(QUESTION, "--mode", "speculate", "--system", system.content)
     assert answer == alone.shown(alone.complete(request)) + "\n"
 
 
 def test_show_origin_prints_the_same_text_and_a_legend(duet: Duet) -> None:
-    answer = duet.ask_json(QUESTION)
-    text, legend = duet.ask(QUESTION, "--show-origin").rstrip("\n").rsplit("\n", 1)
+    answer = duet.ask_json(QUESTION, "--mode", "speculate")
+    shown = duet.ask(QUESTION, "--mode", "speculate", "--show-origin")
+    text, legend = shown.rstrip("\n").rsplit("\n", 1)
     assert text == answer["answer"]
     counts = {
         mark: sum(token["origin"] == origin for token in answer["tokens"])

@@ -58,7 +58,7 @@ async def test_replaying_the_target_over_speculated_text_gives_that_text(real_cl
 
 
 async def speculated(address: str, draft_path) -> dict[str, Answer]:
-    config = EdgeConfig(cloud=address, max_tokens=TOKENS, context_tokens=1024)
+    config = EdgeConfig(mode="speculate", cloud=address, max_tokens=TOKENS, context_tokens=1024)
     edge = await EdgeModel.load(draft_path, "draft", config)
     answers = {}
     async with Cloud(address, connect_timeout_s=5, silence_timeout_s=120) as cloud:

@@ -1,0 +1,132 @@
+"""Mode `auto`: the router decides, and late evidence may move a running local answer to speculation.
+
+What an append-only output has shown cannot be taken back. So a local answer that is being watched is
+shown `WATCH_TOKENS` behind what is written: when doubt comes, the tokens that caused it are still held.
+Those shown stand, as the committed beginning from which the stream opens; those held become its first
+draft, of which the target keeps what it agrees with.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from edge_agent import modes
+from edge_agent.edge_model import EdgeModel
+from edge_agent.modes import Decided, Step
+from edge_agent.remote import Cloud, Meter
+from edge_agent.routing.router import Router, moved_by_doubt
+from shared.config import EdgeConfig
+from shared.errors import CloudError, VocabularyMismatch
+from shared.events import Notice, Token
+from shared.messages import FinishReason, Message, Open
+from shared.routing import WATCH_TOKENS, Decision, DoubtWatch, Route
+
+
+async def auto(
+    edge: EdgeModel,
+    remote: Cloud,
+    router: Router,
+    request: Open,
+    config: EdgeConfig,
+    meter: Meter,
+    private: str | None,
+) -> AsyncGenerator[Step, None]:
+    """Decide, then answer on the route. A cloud that cannot be reached makes it local, with a notice.
+
+    Args:
+        private: why the prompt must not leave the device, if it must not.
+    """
+    messages = [part for part in request.prompt if isinstance(part, Message)]
+    routing = await router.route(messages, private)
+    decision = routing.decision
+    request = replace(request, predicted_length=decision.predicted_tokens)
+    yield Decided(decision)
+    if private is None and not routing.link.up:
+        yield Notice(f"answered by the edge model alone: {routing.link.detail}")
+    if decision.route is not Route.LOCAL:
+        steps = with_fallbacks(edge, remote, request, config, meter, decision)
+    elif private is None and routing.link.up and config.doubt_threshold > 0:
+        steps = watched(edge, remote, request, config, meter, decision)
+    else:
+        steps = modes.local(edge, request)
+    async with aclosing(steps):
+        async for step in steps:
+            yield step
+
+
+async def with_fallbacks(
+    edge: EdgeModel, remote: Cloud, request: Open, config: EdgeConfig, meter: Meter, decision: Decision
+) -> AsyncGenerator[Step, None]:
+    """The target's answer; what cannot even begin is replaced by the next best, with a notice."""
+    attempts = {
+        Route.SPECULATE: lambda: modes.speculate(edge, remote, request, config.max_draft_tokens, meter),
+        Route.CLOUD: lambda: modes.cloud(remote, request, meter),
+        Route.LOCAL: lambda: modes.local(edge, request),
+    }
+    route = decision.route
+    while True:
+        async with aclosing(attempts[route]()) as steps:
+            try:
+                first = await anext(steps)
+            except CloudError as error:
+                other_vocabulary = isinstance(error, VocabularyMismatch)
+                route = Route.CLOUD if other_vocabulary else Route.LOCAL
+                yield Notice(f"mode {route.value} instead: {error}")
+                yield Decided(replace(decision, route=route, reasons=(*decision.reasons, str(error))))
+                continue
+            yield first
+            async for step in steps:
+                yield step
+        return
+
+
+async def watched(
+    edge: EdgeModel, remote: Cloud, request: Open, config: EdgeConfig, meter: Meter, decision: Decision
+) -> AsyncGenerator[Step, None]:
+    """A local answer that moves to `speculate` when the edge becomes unsure of it."""
+    watch: DoubtWatch | None = DoubtWatch(config.doubt_threshold)
+    held: deque[Token] = deque()
+    shown: list[int] = []
+
+    def release(keep: int) -> list[Token]:
+        released = [held.popleft() for _ in range(len(held) - keep)]
+        shown.extend(token.id for token in released)
+        return released
+
+    async with aclosing(modes.local(edge, request)) as steps:
+        async for step in steps:
+            doubt = False
+            if isinstance(step, Token):
+                held.append(step)
+                assert step.logprob is not None, "mode local knows its own tokens' probabilities"
+                doubt = watch is not None and watch.doubts(step.logprob)
+            elif isinstance(step, FinishReason):
+                doubt = watch is not None and watch.doubts_at_end()
+            else:
+                yield step
+            if doubt:
+                watch = None
+                resumed = replace(request, committed=tuple(shown))
+                drafted = [token.id for token in held]
+                stream = modes.speculate(edge, remote, resumed, config.max_draft_tokens, meter, drafted)
+                async with aclosing(stream):
+                    try:
+                        opened = await anext(stream)
+                    except CloudError as error:
+                        yield Notice(f"the edge became unsure, but the cloud cannot help: {error}")
+                    else:
+                        yield Decided(moved_by_doubt(decision, len(shown)))
+                        yield opened
+                        async for verified in stream:
+                            yield verified
+                        return
+            if isinstance(step, FinishReason):
+                for token in release(keep=0):
+                    yield token
+                yield step
+            else:
+                for token in release(keep=WATCH_TOKENS if watch else 0):
+                    yield token

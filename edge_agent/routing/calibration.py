@@ -1,0 +1,280 @@
+"""From readings to a probability: a logistic regression per edge model, kept in a small YAML file.
+
+Fitting takes scikit-learn (`pip install 'duet-llm[route]'`); applying is arithmetic. A file names the model
+it was made for and its hash, and is refused for any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import platformdirs
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import InvalidRequest, InvalidSetting
+
+VERSION = 1
+DEFAULT_TOKENS_PER_WORD = 1.35
+MIN_QUESTIONS = 40
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Weight(BaseModel):
+    """How one feature counts: weight * (x - mean) / scale; a feature that is missing counts as its mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: _Finite
+    scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    weight: _Finite
+
+
+class Calibration(BaseModel):
+    """The blend of all readings into the probability that the cloud is needed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = VERSION
+    model: str
+    sha256: str
+    """Of the model file."""
+    fitted_on: str
+    """In words: which questions, how many, which label."""
+    intercept: _Finite
+    weights: dict[str, Weight]
+    threshold: _Share
+    """The cloud is asked at this probability and above."""
+    tokens_per_length: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    """Measured answer length over the length probe's estimate."""
+    priors: dict[str, list[_Finite]] = {}
+    """Log-probabilities of a probe's options on a question without content, by probe."""
+
+    def p_cloud(self, features: Mapping[str, float]) -> float:
+        """Probability in [0, 1] that the cloud is needed."""
+        score = self.intercept
+        for name, w in self.weights.items():
+            if name in features:
+                score += w.weight * (features[name] - w.mean) / w.scale
+        return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, score))))
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = "# Made by `duet calibrate`. Plain numbers: see docs/routing.md.\n"
+        path.write_text(header + yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def user_file(model: str) -> Path:
+    """Where `duet calibrate` saves, and `auto` looks first."""
+    return platformdirs.user_config_path("duet") / "calibration" / f"{model}.yaml"
+
+
+def find_calibration(model: str, sha256: Callable[[], str], named: Path | None = None) -> Calibration | None:
+    """The calibration in force for a model: a named file, else the user's own, else a shipped one, else None.
+
+    Args:
+        sha256: of the model file; asked only where a calibration of this name is there.
+    Raises:
+        InvalidSetting: the file cannot be used, or was made for another model.
+    """
+    own = named or user_file(model)
+    if named or own.is_file():
+        return _checked(load_calibration(own), str(own), model, sha256())
+    shipped = files("edge_agent.routing").joinpath("calibrations", f"{model}.yaml")
+    if not shipped.is_file():
+        return None
+    calibration = _parse(shipped.read_text("utf-8"), f"{model}.yaml")
+    # A user's own file of the same name is another model, for which nothing is shipped.
+    return calibration if calibration.sha256 == sha256() else None
+
+
+def load_calibration(path: Path) -> Calibration:
+    try:
+        return _parse(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(
+            f"the calibration {path} cannot be read: {error}; see `duet calibrate`"
+        ) from None
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _checked(calibration: Calibration, where: str, model: str, sha256: str) -> Calibration:
+    if (calibration.model, calibration.sha256) != (model, sha256):
+        same_name = " (another file of this name)" if calibration.model == model else ""
+        raise InvalidSetting(
+            f"the calibration {where} was made for {calibration.model}{same_name}, not for {model};"
+            " make one with `duet calibrate`, or remove it"
+        )
+    return calibration
+
+
+def _parse(text: str, where: str) -> Calibration:
+    try:
+        raw = yaml.safe_load(text)
+        if isinstance(raw, dict) and raw.get("version") != VERSION:
+            raise InvalidSetting(
+                f"the calibration {where} is of version {raw.get('version')}, but this duet reads {VERSION};"
+                " make it again with `duet calibrate`"
+            )
+        return Calibration.model_validate(raw)
+    except yaml.YAMLError as error:
+        raise InvalidSetting(f"the calibration {where} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where_in = ".".join(map(str, first["loc"])) or "the file"
+        raise InvalidSetting(f"the calibration {where}: {where_in}: {first['msg'].lower()}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One evaluated question."""
+
+    features: dict[str, float]
+    edge_correct: bool
+    cloud_correct: bool | None
+    completion_tokens: int | None
+    predicted_tokens: float | None
+
+    @property
+    def label(self) -> bool:
+        """Is the cloud needed? Where it is not known to be right: the edge is wrong."""
+        return not self.edge_correct and self.cloud_correct is not False
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read evaluation results: JSON lines with `features`, `edge_correct` and, where known, `cloud_correct`,
+    `completion_tokens` and `values.bins`.
+
+    Raises:
+        InvalidRequest: names the line that cannot be read.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the results {path} cannot be read: {error}") from None
+    results = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            results.append(
+                Result(
+                    {str(k): float(v) for k, v in row["features"].items()},
+                    bool(row["edge_correct"]),
+                    row.get("cloud_correct"),
+                    row.get("completion_tokens"),
+                    row.get("values", {}).get("bins"),
+                )
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidRequest(
+                f"{path}, line {number}: not a result with features and edge_correct ({error!r})"
+            ) from None
+    return results
+
+
+def fit(
+    results: Sequence[Result],
+    *,
+    model: str,
+    sha256: str,
+    fitted_on: str,
+    priors: Mapping[str, Sequence[float]],
+    cloud_share: float | None = None,
+    quality: float | None = None,
+) -> Calibration:
+    """Fit the blend, and set the threshold to a share of cloud answers or to a quality.
+
+    Args:
+        cloud_share: in [0, 1]; this share of the results' questions goes to the cloud.
+        quality: in [0, 1]; the least share of questions that goes to the cloud such that this share is
+            answered rightly. Where the cloud's own correctness is not known it is taken to be right.
+    Raises:
+        InvalidRequest: too few results, or all alike.
+        InvalidSetting: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise InvalidSetting("fitting needs scikit-learn; run: pip install 'duet-llm[route]'") from None
+    labels = np.array([result.label for result in results])
+    if len(results) < MIN_QUESTIONS or labels.all() or not labels.any():
+        raise InvalidRequest(
+            f"{len(results)} results with {int(labels.sum())} that need the cloud are too few to fit on;"
+            f" bring {MIN_QUESTIONS} or more, of both kinds"
+        )
+    names = sorted({name for result in results for name in result.features})
+    table = np.array([[result.features.get(name, np.nan) for name in names] for result in results])
+    means = np.nanmean(table, axis=0)
+    scales = np.nanstd(table, axis=0)
+    varies = scales > 1e-9
+    names = [name for name, keep in zip(names, varies, strict=True) if keep]
+    table, means, scales = table[:, varies], means[varies], scales[varies]
+    scaled = np.nan_to_num((table - means) / scales)
+    regression = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, labels)
+    calibration = Calibration(
+        model=model,
+        sha256=sha256,
+        fitted_on=fitted_on,
+        intercept=round(float(regression.intercept_[0]), 4),
+        weights={
+            name: Weight(
+                mean=round(float(m), 4), scale=max(1e-4, round(float(s), 4)), weight=round(float(w), 4)
+            )
+            for name, m, s, w in zip(names, means, scales, regression.coef_[0], strict=True)
+        },
+        threshold=0.5,
+        tokens_per_length=_length_ratio(results),
+        priors={key: [round(float(x), 4) for x in prior] for key, prior in priors.items()},
+    )
+    p = np.array([calibration.p_cloud(result.features) for result in results])
+    return calibration.model_copy(update={"threshold": _threshold(p, results, cloud_share, quality)})
+
+
+def _length_ratio(results: Sequence[Result]) -> float:
+    pairs = [
+        (result.completion_tokens, result.predicted_tokens)
+        for result in results
+        if result.completion_tokens and result.predicted_tokens
+    ]
+    return round(float(np.median([actual / predicted for actual, predicted in pairs])), 3) if pairs else 1.0
+
+
+def _threshold(p: Any, results: Sequence[Result], cloud_share: float | None, quality: float | None) -> float:
+    order = np.sort(p)[::-1]
+    if quality is None:
+        num_cloud = round((0.5 if cloud_share is None else cloud_share) * len(p))
+    else:
+        by_need = np.argsort(-p, kind="stable")
+        edge = np.array([results[i].edge_correct for i in by_need], float)
+        cloud = np.array([results[i].cloud_correct is not False for i in by_need], float)
+        right = np.concatenate([[0.0], np.cumsum(cloud)]) + (
+            edge.sum() - np.concatenate([[0.0], np.cumsum(edge)])
+        )
+        enough = np.flatnonzero(right / len(p) >= quality)
+        if not enough.size:
+            raise InvalidRequest(
+                f"a quality of {quality:g} is out of reach: the best routing of these results gives"
+                f" {right.max() / len(p):.3f}"
+            )
+        num_cloud = int(enough[0])
+    if num_cloud == 0:
+        return 1.0
+    # Floor, so that rounding never drops the last question that should go.
+    return math.floor(1e4 * float(order[num_cloud - 1])) / 1e4

@@ -1,0 +1,189 @@
+"""The router: asks the edge model about a question, and decides with `shared.routing`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.edge_model import EdgeModel
+from edge_agent.remote import Cloud
+from edge_agent.routing.calibration import Calibration, find_calibration
+from edge_agent.routing.probes import (
+    Probe,
+    Question,
+    Reading,
+    all_probes,
+    cheap_features,
+    default_probes,
+)
+from edge_agent.routing.reading import NO_CONTENT, Priors, QuestionReader, multiple_choice
+from shared.config import EdgeConfig
+from shared.errors import CloudError
+from shared.messages import Message
+from shared.routing import Decision, Limits, Link, Route, decide
+
+UNCALIBRATED_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """A decision, and the link that it saw."""
+
+    decision: Decision
+    link: Link
+
+
+class Router:
+    """Decides who answers. Holds what stays the same between questions."""
+
+    def __init__(
+        self,
+        edge: EdgeModel,
+        cloud: Cloud,
+        config: EdgeConfig,
+        *,
+        probes: Sequence[Probe],
+        calibration: Calibration | None,
+    ) -> None:
+        self._edge = edge
+        self._cloud = cloud
+        self._config = config
+        self._probes = probes
+        self._calibration = calibration
+        priors = {} if calibration is None else calibration.priors
+        self._reader = QuestionReader(edge, {key: np.array(prior) for key, prior in priors.items()})
+        threshold = config.cloud_threshold
+        if threshold is None:
+            threshold = calibration.threshold if calibration else UNCALIBRATED_THRESHOLD
+        self._limits = Limits(
+            threshold=threshold,
+            slow_rtt_s=config.slow_rtt_ms / 1e3,
+            price_per_1k_tokens=config.cloud_price,
+            max_price=config.max_price,
+        )
+
+    async def route(self, messages: Sequence[Message], private: str | None) -> Routing:
+        """Read the question and decide. A private one opens no connection.
+
+        Args:
+            private: why the chat must not leave the device, if it must not.
+        """
+        link_task = asyncio.create_task(self._link(private))
+        try:
+            question, readings = await self._edge.run(lambda: self._read(messages))
+            link = await link_task
+        finally:
+            link_task.cancel()
+        features = cheap_features(question) | {k: v for r in readings for k, v in r.features.items()}
+        room = self._edge.context.context_tokens - len(question.token_ids)
+        decision = decide(
+            p_cloud=self._p_cloud(features, readings),
+            predicted_tokens=self._predicted_tokens(readings),
+            link=link,
+            private=private,
+            fits_edge=not question.is_cut and room > 0,
+            limits=self._limits,
+        )
+        decision = replace(
+            decision,
+            reasons=(*decision.reasons, *self._remarks(question)),
+            probes={reading.probe: _shown(reading) for reading in readings},
+        )
+        return Routing(decision, link)
+
+    def _read(self, messages: Sequence[Message]) -> tuple[Question, list[Reading]]:
+        question = self._reader.question(messages)
+        return question, self._reader.read(question, self._probes)
+
+    async def _link(self, private: str | None) -> Link:
+        if private is not None:
+            return Link(up=False, detail="not asked")
+        try:
+            return Link(up=True, rtt_s=await self._cloud.ping())
+        except CloudError as error:
+            return Link(up=False, detail=str(error))
+
+    def _p_cloud(self, features: dict[str, float], readings: list[Reading]) -> float:
+        if self._calibration is not None:
+            return self._calibration.p_cloud(features)
+        values = [r.value for p, r in self._by_probe(readings) if p.estimates == "difficulty"]
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else UNCALIBRATED_THRESHOLD
+
+    def _predicted_tokens(self, readings: list[Reading]) -> int:
+        scale = self._calibration.tokens_per_length if self._calibration else 1.0
+        lengths = [r.value for p, r in self._by_probe(readings) if p.estimates == "length"]
+        known = [value for value in lengths if value is not None]
+        if not known:
+            return self._config.max_tokens
+        return max(1, min(self._config.max_tokens, round(scale * known[0])))
+
+    def _by_probe(self, readings: list[Reading]) -> list[tuple[Probe, Reading]]:
+        by_name = {probe.name: probe for probe in self._probes}
+        return [(by_name[reading.probe], reading) for reading in readings]
+
+    def _remarks(self, question: Question) -> list[str]:
+        remarks = []
+        if question.is_cut:
+            remarks.append(
+                "only the question's head and tail were read: it is longer than the edge's context"
+            )
+        if self._calibration is None:
+            remarks.append(f"{self._edge.model.name} has no calibration: the probability is a plain mean")
+        return remarks
+
+
+def load_router(
+    edge: EdgeModel, cloud: Cloud, config: EdgeConfig, sha256: Callable[[], str], *, every: bool = False
+) -> Router:
+    """A router with the probes and the calibration that the settings name.
+
+    Args:
+        sha256: of the edge model's file; asked only where a calibration has to be checked.
+        every: ask all probes, not only those that decide.
+    Raises:
+        InvalidSetting: a template or the calibration cannot be used.
+    """
+    folder = _templates(config)
+    named = Path(config.routing_calibration).expanduser() if config.routing_calibration else None
+    return Router(
+        edge,
+        cloud,
+        config,
+        probes=all_probes(folder) if every else default_probes(folder),
+        calibration=find_calibration(edge.model.name, sha256, named),
+    )
+
+
+async def default_priors(edge: EdgeModel, config: EdgeConfig) -> dict[str, list[float]]:
+    """Measure what the deciding probes say to questions without content, for a calibration to keep."""
+    probes = default_probes(_templates(config))
+    priors: Priors = {}
+    reader = QuestionReader(edge, priors)
+
+    def work() -> None:
+        for content in (NO_CONTENT, *(multiple_choice(NO_CONTENT, [NO_CONTENT] * n) for n in range(2, 6))):
+            reader.read(reader.question([Message("user", content)]), probes)
+
+    await edge.run(work)
+    return {key: [float(x) for x in prior] for key, prior in priors.items()}
+
+
+def _templates(config: EdgeConfig) -> Path | None:
+    return Path(config.routing_templates).expanduser() if config.routing_templates else None
+
+
+def _shown(reading: Reading) -> dict[str, object]:
+    shown = asdict(replace(reading, features=dict(reading.features), distribution=dict(reading.distribution)))
+    del shown["probe"], shown["features"]
+    return {name: value for name, value in shown.items() if name == "value" or value}
+
+
+def moved_by_doubt(decision: Decision, num_shown: int) -> Decision:
+    """The same decision after late evidence moved a running answer to the cloud's verification."""
+    why = f"late evidence: the edge became unsure after {num_shown} tokens that stand"
+    return replace(decision, route=Route.SPECULATE, reasons=(*decision.reasons, why))
