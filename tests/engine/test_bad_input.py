@@ -93,7 +93,9 @@ def test_no_cloud_at_the_address(tiny_pair: TinyPair, tmp_path: Path, free_port:
 def test_a_cloud_with_another_vocabulary(tmp_path: Path, service: RunningCloud) -> None:
     other = write_tiny_model(tmp_path, name="other", seed=TARGET_SEED, rotate_bytes_by=1).gguf
     line = refused(
-        VocabularyMismatch, "ask", "hello", "--cloud", service.address, "--model", str(other), folder=tmp_path
+        VocabularyMismatch,
+        *("ask", "hello", "--mode", "speculate", "--cloud", service.address, "--model", str(other)),
+        folder=tmp_path,
     )
     assert "other" in line
     assert "target" in line
@@ -167,7 +169,9 @@ def test_an_edge_model_that_cannot_be_used(
     bad_models: Path, tmp_path: Path, service: RunningCloud, name: str, kind: type[DuetError], word: str
 ) -> None:
     model = ("--model", str(bad_models / name))
-    assert word in refused(kind, "ask", "hello", "--cloud", service.address, *model, folder=tmp_path)
+    assert word in refused(
+        kind, "ask", "hello", "--mode", "speculate", "--cloud", service.address, *model, folder=tmp_path
+    )
 
 
 @pytest.mark.parametrize(
