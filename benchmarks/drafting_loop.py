@@ -53,7 +53,7 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    config = EdgeConfig(context_tokens=1024)
+    config = EdgeConfig(mode="speculate", context_tokens=1024)
     resolved = resolve(arguments.model, Registry.load())
     edge = await EdgeModel.load(resolved.path, resolved.name, config)
     prompt = edge.model.render_chat([Message("user", PROMPT)])

@@ -1,7 +1,7 @@
 """How well each probe predicts the edge model's own errors on multiple-choice questions: AUROC.
 
 The data set is named by argument (JSON lines with `id`, `question`, `choices` and the letter `answer`, or
-without choices a number as `answer`) and nothing of it is stored; the results file holds figures only. An
+without choices a number as `answer` or texts as `answers`) and nothing of it is stored; the results file holds figures only. An
 interrupted run goes on where it stopped, and `duet calibrate --results` reads the same file.
 """
 
@@ -46,6 +46,14 @@ def last_number(text: str) -> str | None:
     return found[-1].replace(",", "").rstrip(".") if found else None
 
 
+def is_right(answer: str, row: dict[str, Any]) -> bool:
+    """A number must be the last one named; of texts, one must stand in the answer as whole words."""
+    if "answers" in row:
+        return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", answer, re.IGNORECASE) for a in row["answers"])
+    found = last_number(answer)
+    return found is not None and float(found) == float(row["answer"])
+
+
 def examine(
     edge: EdgeModel, reader: QuestionReader, row: dict[str, Any], probes: list[Any]
 ) -> dict[str, Any]:
@@ -64,8 +72,7 @@ def examine(
         result["edge_correct"] = max(letters, key=letters.__getitem__) == row["answer"]
     else:
         answer, result["completion_tokens"] = answer_alone(edge, question.token_ids)
-        found = last_number(answer)
-        result["edge_correct"] = found is not None and float(found) == float(row["answer"])
+        result["edge_correct"] = is_right(answer, row)
     return result
 
 

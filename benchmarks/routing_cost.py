@@ -87,8 +87,8 @@ async def main() -> None:
         title="A routing decision against reading the question",
         notes=f"{resolved.name}, default probes, {arguments.repeats} pairs in turn; seconds as median"
         " (interval), the ratio pair by pair. Aim: at most 1.25 from 256 tokens, below that a prefill and"
-        f" {NUM_EXTRA_TOKENS} single tokens' time; at most 24 tokens more than the question. The answer reuses"
-        " the prefill.",
+        f" {NUM_EXTRA_TOKENS} single tokens' time; at most 24 tokens more than the question. The answer"
+        " reuses the prefill.",
         columns=["question, tokens", "bare prefill, s", "decision, s", "ratio", "allowed", "extra tokens"],
         rows=rows,
     )
