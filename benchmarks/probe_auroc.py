@@ -1,8 +1,9 @@
 """How well each probe predicts the edge model's own errors on multiple-choice questions: AUROC.
 
 The data set is named by argument (JSON lines with `id`, `question`, `choices` and the letter `answer`, or
-without choices a number as `answer` or texts as `answers`) and nothing of it is stored; the results file holds figures only. An
-interrupted run goes on where it stopped, and `duet calibrate --results` reads the same file.
+without choices a number as `answer` or texts as `answers`) and nothing of it is stored; the results file
+holds figures only. An interrupted run goes on where it stopped, and `duet calibrate --results` reads the
+same file.
 """
 
 from __future__ import annotations
