@@ -18,7 +18,7 @@ from edge_agent.routing.probes import all_probes, default_probes
 from edge_agent.routing.reading import QuestionReader
 from edge_agent.routing.router import load_router
 from shared.config import EdgeConfig
-from shared.errors import InvalidRequest, InvalidSetting
+from shared.errors import TABLE, DuetError, InvalidRequest, InvalidSetting
 from shared.events import Answer, Event, Notice, Text
 from shared.llama import Extension, LlamaContext, LlamaModel
 from shared.messages import Message, Open
@@ -381,3 +381,56 @@ def test_route_explains_itself(tiny_pair: TinyPair, tmp_path: Path) -> None:
     assert found["route"] == "local"
     assert 0 <= found["p_cloud"] <= 1
     assert set(found["probes"]) == {"confidence", "who", "rating", "bins"}
+
+
+def test_calibrate_fits_saves_and_is_used_for_this_model_only(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"features": {"who": float(who)}, "edge_correct": bool(rng.uniform() > who)}
+        for who in rng.uniform(size=200)
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft, target = (("--model", str(path)) for path in (tiny_pair.draft_gguf, tiny_pair.target_gguf))
+    env = {"DUET_CONTEXT_TOKENS": "512", "DUET_THREADS": "1"}
+    done = run_duet(
+        *("calibrate", "--results", "r.jsonl", "--cloud-share", "0.4", "--output", "c.yaml", *draft),
+        folder=tmp_path,
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr
+    env |= {"DUET_ROUTING_CALIBRATION": "c.yaml", "DUET_CLOUD": "127.0.0.1:1"}
+    found = json.loads(run_duet("route", QUESTION, "--json", *draft, folder=tmp_path, env=env).stdout)
+    assert not any("no calibration" in reason for reason in found["reasons"])
+    done = run_duet("route", QUESTION, *target, folder=tmp_path, env=env)
+    assert done.returncode == TABLE[InvalidSetting].exit_code
+    assert b"was made for draft, not for target" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        pytest.param(("route", " "), InvalidRequest, "empty", id="an empty question"),
+        pytest.param(
+            ("route", "Hi", "--cloud-threshold", "1.5"),
+            InvalidSetting,
+            "cloud_threshold = 1.5",
+            id="threshold",
+        ),
+        pytest.param(
+            ("calibrate", "--results", "r.jsonl"), InvalidSetting, "--cloud-share and --quality", id="no aim"
+        ),
+        pytest.param(
+            ("calibrate", "--results", "r.jsonl", "--quality", "0.9"),
+            InvalidRequest,
+            "r.jsonl",
+            id="no results",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], kind: type[DuetError], said: str
+) -> None:
+    done = run_duet(*arguments, folder=tmp_path)
+    assert done.returncode == TABLE[kind].exit_code, done.stderr
+    [line] = done.stderr.decode().splitlines()
+    assert said in line
