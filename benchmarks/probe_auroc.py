@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.harness import save
 from edge_agent.edge_model import EdgeModel
-from edge_agent.routing.probes import all_probes, cheap_features, default_probes
-from edge_agent.routing.reading import QuestionReader, multiple_choice
+from edge_agent.routing.probes import all_probes, cheap_features, default_probes, multiple_choice
+from edge_agent.routing.reading import QuestionReader
 from shared.config import DEFAULT_DRAFT, EdgeConfig
 from shared.messages import Message
 from shared.models import Registry, resolve

@@ -28,6 +28,8 @@ Estimates = Literal["difficulty", "length"]
 TOKENS_PER_WORD = 1.35
 """Of Qwen2.5's tokenizer on English prose; a calibration brings its own."""
 
+NO_CONTENT = "N/A"
+
 _OPTION_LINE = re.compile(r"^\s*\(?([A-F])[.):]\s+\S", re.MULTILINE)
 
 
@@ -133,6 +135,10 @@ class OptionProbe:
         sharing = np.array([ids.count(token) for token in ids])  # 1 each, but for unusual tokenizers
         return _normalised(said.logprobs[ids] - np.log(sharing))
 
+    def without_content(self, question: Question) -> str:
+        """The question that the prior is measured on."""
+        return NO_CONTENT
+
     def interpret(self, question: Question, logprobs: Float) -> Reading:
         probs = np.exp(logprobs)
         worth = np.array(list(self._template.options.values()))
@@ -164,6 +170,9 @@ class LetterProbe(OptionProbe):
 
     def options(self, question: Question) -> list[str]:
         return list(question.letters)
+
+    def without_content(self, question: Question) -> str:
+        return multiple_choice(NO_CONTENT, [NO_CONTENT] * len(question.letters))
 
     def interpret(self, question: Question, logprobs: Float) -> Reading:
         probs = np.exp(logprobs)
@@ -269,6 +278,13 @@ def all_probes(folder: Path | None = None) -> list[Probe]:
         WrittenProbe(load_template("ten-times", folder), "difficulty", max_words=32),
         WrittenProbe(load_template("words-first-line", folder), "length", max_words=12),
     ]
+
+
+def multiple_choice(question: str, choices: Sequence[str]) -> str:
+    """A question and its options as this project writes them."""
+    return "\n".join(
+        [question, *(f"{letter}. {choice}" for letter, choice in zip("ABCDEF", choices, strict=False))]
+    )
 
 
 def cheap_features(question: Question) -> dict[str, float]:

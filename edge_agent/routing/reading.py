@@ -15,7 +15,6 @@ _QUESTION = 0
 """The sequence that answers are drafted in: they find the question already read."""
 PROBE_TOKENS = 64
 """Room in the context that a question longer than it leaves for probes."""
-NO_CONTENT = "N/A"
 
 Priors = dict[str, Float]
 
@@ -56,7 +55,7 @@ class QuestionReader:
             return None
         key = prior_key(probe, question)
         if key not in self._priors:
-            empty = self.question([Message("user", _without_content(question))])
+            empty = self.question([Message("user", probe.without_content(question))])
             [said] = self._ask(empty, [probe])
             self._priors[key] = probe.option_logprobs(self._model, empty, said)
         return self._priors[key]
@@ -124,17 +123,6 @@ def prior_key(probe: OptionProbe, question: Question) -> str:
     """Letters have one prior for each number of options."""
     options = probe.options(question)
     return f"{probe.name}/{len(options)}"
-
-
-def _without_content(question: Question) -> str:
-    return multiple_choice(NO_CONTENT, [NO_CONTENT] * len(question.letters))
-
-
-def multiple_choice(question: str, choices: Sequence[str]) -> str:
-    """A question and its options as this project writes them."""
-    return "\n".join(
-        [question, *(f"{letter}. {choice}" for letter, choice in zip("ABCDEF", choices, strict=False))]
-    )
 
 
 def _said(row: np.ndarray) -> Said:

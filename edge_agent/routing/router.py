@@ -13,14 +13,16 @@ from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud
 from edge_agent.routing.calibration import Calibration, find_calibration
 from edge_agent.routing.probes import (
+    NO_CONTENT,
     Probe,
     Question,
     Reading,
     all_probes,
     cheap_features,
     default_probes,
+    multiple_choice,
 )
-from edge_agent.routing.reading import NO_CONTENT, Priors, QuestionReader, multiple_choice
+from edge_agent.routing.reading import Priors, QuestionReader
 from shared.config import EdgeConfig
 from shared.errors import CloudError
 from shared.messages import Message
