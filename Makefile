@@ -71,7 +71,8 @@ bench: setup  ## measure this machine and write docs/benchmarks.md (about 20 min
 	$(BIN)/python -m benchmarks.report
 
 lock: setup  ## write the versions in use as CI's lock
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v '@' > ci/constraints-py$(PYTHON_VERSION).txt
+	echo '# Versions that CI installs, made by `make lock`.' > ci/constraints-py$(PYTHON_VERSION).txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '@' >> ci/constraints-py$(PYTHON_VERSION).txt
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
