@@ -19,7 +19,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: demo test test-vllm vllm-cpu unit lint bench lock clean help
+.PHONY: setup demo test test-vllm vllm-cpu unit lint bench lock clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
