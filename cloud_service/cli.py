@@ -40,6 +40,7 @@ def serve(
     ] = None,
     target: Annotated[str | None, typer.Option(help=_help("target"))] = None,
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    upstream: Annotated[str | None, typer.Option(help=_help("upstream"))] = None,
     listen: Annotated[str | None, typer.Option(help=_help("listen"))] = None,
     slots: Annotated[int | None, typer.Option(help=_help("slots"))] = None,
     context_tokens: Annotated[int | None, typer.Option(help=_help("context_tokens"))] = None,

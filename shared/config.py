@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -25,12 +26,22 @@ def _check_address(value: str) -> str:
     return value
 
 
+def _check_url(value: str) -> str:
+    parts = urlsplit(value)
+    # `port` raises ValueError, too, where it is no number.
+    known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    if not known or parts.query or parts.fragment:
+        raise ValueError("expected http://HOST:PORT or https://HOST")
+    return value.rstrip("/")
+
+
 def _read_json(value: object) -> object:
     """Take a mapping as the text that an environment variable holds."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+Url = Annotated[str, AfterValidator(_check_url)]
 StopText = Annotated[str, Field(min_length=1)]
 CacheType = Literal["f16", "f32", "q8_0"]
 
@@ -103,10 +114,12 @@ class EdgeConfig(_Settings):
 class CloudConfig(_Settings):
     """Settings of `duet-cloud`."""
 
-    target: Literal["llama-cpp", "vllm"] = "llama-cpp"
-    """Engine of the target model."""
+    target: Literal["llama-cpp", "vllm", "openai"] = "llama-cpp"
+    """Engine of the target model; openai is a `vllm serve` that runs already."""
     model: str = DEFAULT_TARGET
-    """Target model: a registered name, or a GGUF file (llama-cpp), a Hugging Face folder or id (vllm)."""
+    """Target model: a registered name, a GGUF file (llama-cpp), a Hugging Face folder or id (the others)."""
+    upstream: Url | None = None
+    """URL of the `vllm serve` to verify against (openai)."""
     engine: Annotated[dict[str, Any], BeforeValidator(_read_json)] = {}
     """Options of vLLM's engine by name."""
     listen: Address = DEFAULT_ADDRESS

@@ -39,6 +39,8 @@ def target_loader(config: CloudConfig, progress: Progress) -> Callable[[], Targe
         return partial(_load_vllm, config, resolve_weights(config.model, registry))
     if config.engine:
         raise InvalidSetting("engine options are for --target vllm only")
+    if config.target == "openai":
+        return _openai_loader(config, registry)
     return partial(_load_llama_cpp, config, resolve(config.model, registry, progress=progress))
 
 
@@ -85,6 +87,20 @@ def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:
     if "context_tokens" in config.model_fields_set:
         options.setdefault("max_model_len", config.context_tokens)
     return load_target(weights.source, weights.name, options)
+
+
+def _openai_loader(config: CloudConfig, registry: Registry) -> Callable[[], Target]:
+    if config.upstream is None:
+        raise InvalidSetting(
+            "--target openai needs --upstream http://HOST:PORT, the address of a `vllm serve`"
+        )
+    from cloud_service.targets.openai_http import load_target
+
+    key = os.environ.get("DUET_CLOUD_UPSTREAM_KEY")
+    if "model" not in config.model_fields_set:  # the upstream names its own
+        return partial(load_target, config.upstream, key, None, None)
+    weights = resolve_weights(config.model, registry)
+    return partial(load_target, config.upstream, key, weights.source, weights.name)
 
 
 def _version(distribution: str) -> str | None:
