@@ -57,8 +57,8 @@ def main() -> None:
         command=f"python -m benchmarks.streams --tokens {' '.join(map(str, arguments.tokens))}"
         f" --repeats {arguments.repeats}",
         title="Streams in one batch against one after the other",
-        notes=f"{arguments.model}, greedy, prompts of about 40 tokens included in the time, which costs the same"
-        " either way. Aim: >= 1.8x for 16 streams.",
+        notes=f"{arguments.model}, greedy, prompts of about 40 tokens included in the time, which costs"
+        " the same either way. Aim: >= 1.8x for 16 streams.",
         columns=["streams", "tokens each", "together, tok/s", "one by one, tok/s", "ratio"],
         rows=rows,
     )
