@@ -92,9 +92,10 @@ async def serve(
         target=target.engine,
         context_tokens=target.context_tokens,
     )
+    asked = _stop_signal()  # before anybody is told that the service is there
     on_ready(address)
     try:
-        died = await _asked_to_stop(target)
+        died = await _died_before(asked, target)
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
         if died:
             raise CloudUnavailable(f"the {target.engine} engine has died; its log says why")
@@ -125,12 +126,17 @@ async def _set_health(
         await servicer.set(service, status)
 
 
-async def _asked_to_stop(target: Target) -> bool:
-    """Wait for a signal; true where the engine died first."""
+def _stop_signal() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT from now on."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
+    return asked
+
+
+async def _died_before(asked: asyncio.Event, target: Target) -> bool:
+    """Wait for the signal; true where the engine died first."""
     waits = {asyncio.create_task(asked.wait()), asyncio.create_task(target.failed())}
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:

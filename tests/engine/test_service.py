@@ -478,3 +478,9 @@ async def test_eight_streams_at_once_get_what_each_gets_alone(
         )
         assert [completion.token_ids for completion in made] == [alone.complete(each) for each in requests]
         await eventually(lambda: service.is_idle)
+
+
+def test_a_stop_in_the_moment_the_address_is_announced_is_clean(tiny_pair: TinyPair) -> None:
+    for _ in range(3):
+        with running_cloud(tiny_pair.target_gguf) as cloud:
+            assert cloud.stop() == 0
