@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shared.messages import Message, Timings
-from shared.sampling import Rows, Sampling
+from shared.sampling import Rows, Sampling, draw
 from shared.vocab import Vocabulary
 
 
@@ -96,3 +96,17 @@ class Target(TextSide, Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+async def generate_by_rounds(
+    sequence: TargetSequence, token_ids: Sequence[int], options: GenerateOptions
+) -> AsyncGenerator[list[int], None]:
+    """A round for each token: `TargetSequence.generate` where the engine cannot apply our rule itself."""
+    text = list(token_ids)
+    for position in range(options.start, options.start + options.max_tokens):
+        scores = await sequence.score(text, num_rows=1, width=options.sampling.row_width)
+        token = int(draw(scores.rows, options.sampling, options.seed, position)[0])
+        yield [token]
+        if token in options.end_token_ids:
+            return
+        text.append(token)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from cloud_service.targets.base import GenerateOptions, Scores, TextSide
+from cloud_service.targets.base import GenerateOptions, Scores, TextSide, generate_by_rounds
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.openai_rows import (
     Row,
@@ -39,7 +39,7 @@ from shared.errors import (
     VerifyTimeout,
 )
 from shared.messages import Message, Timings
-from shared.sampling import MAX_TOP_K, Rows, draw
+from shared.sampling import MAX_TOP_K, Rows
 from shared.vocab import TokenKind
 
 log = logging.getLogger("duet.target")
@@ -461,7 +461,7 @@ class OpenAiSequence:
                     return
         num_made = len(text) - len(token_ids)
         rest = replace(options, start=options.start + num_made, max_tokens=options.max_tokens - num_made)
-        async with aclosing(self._step(text, rest)) as made:
+        async with aclosing(generate_by_rounds(self, text, rest)) as made:
             async for new in made:
                 yield new
 
@@ -488,16 +488,3 @@ class OpenAiSequence:
                 self.num_computed_tokens += len(new)
                 if new:
                     yield new
-
-    async def _step(
-        self, token_ids: Sequence[int], options: GenerateOptions
-    ) -> AsyncGenerator[list[int], None]:
-        """A round for each token: the service cannot apply our rule."""
-        text = list(token_ids)
-        for position in range(options.start, options.start + options.max_tokens):
-            scores = await self.score(text, num_rows=1, width=options.sampling.row_width)
-            token = int(draw(scores.rows, options.sampling, options.seed, position)[0])
-            yield [token]
-            if token in options.end_token_ids:
-                return
-            text.append(token)

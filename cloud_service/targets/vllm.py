@@ -30,7 +30,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from cloud_service.targets.base import GenerateOptions, Scores, TextSide
+from cloud_service.targets.base import GenerateOptions, Scores, TextSide, generate_by_rounds
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.vllm_rows import (
     KnownRows,
@@ -303,7 +303,7 @@ class VllmSequence:
         self, token_ids: Sequence[int], options: GenerateOptions
     ) -> AsyncGenerator[list[int], None]:
         by_engine = options.sampling.greedy or self._target.streams_noise
-        made = self._stream(token_ids, options) if by_engine else self._step(token_ids, options)
+        made = self._stream(token_ids, options) if by_engine else generate_by_rounds(self, token_ids, options)
         async with aclosing(made):
             async for new in made:
                 yield new
@@ -331,19 +331,6 @@ class VllmSequence:
                 self.num_computed_tokens += len(new)
                 if new:
                     yield new
-
-    async def _step(
-        self, token_ids: Sequence[int], options: GenerateOptions
-    ) -> AsyncGenerator[list[int], None]:
-        """A round for each token, where the engine cannot apply the rule itself."""
-        text = list(token_ids)
-        for position in range(options.start, options.start + options.max_tokens):
-            scores = await self.score(text, num_rows=1, width=options.sampling.row_width)
-            token = int(draw(scores.rows, options.sampling, options.seed, position)[0])
-            yield [token]
-            if token in options.end_token_ids:
-                return
-            text.append(token)
 
 
 def _timings(answer: RequestOutput, seconds: float) -> Timings:
