@@ -1,0 +1,1 @@
+"""Evaluation: data sets, runs that survive, metrics and reports (`duet eval`)."""
