@@ -138,14 +138,18 @@ def test_a_difference_is_called_by_its_interval(low, high, smaller_is_better, ex
 
 
 def length_rows(num_items=60, seed=0):
-    """Answers whose length follows "bins"; two samples at 0.7; the length prompt adds 10 tokens."""
+    """Lengths that follow "bins"; two samples at 0.7; the length prompt adds 10 tokens, 14 to the second."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(num_items):
         mean = float(rng.integers(40, 300))
         for prompt in ("plain", "words-first-line"):
             for temperature, sample in ((0.0, 0), (0.7, 0), (0.7, 1)):
-                tokens = mean + 10 * (prompt != "plain") + (5 if sample else -5) * (temperature > 0)
+                tokens = (
+                    mean
+                    + (14 if sample else 10) * (prompt != "plain")
+                    + (5 if sample else -5) * (temperature > 0)
+                )
                 rows.append(
                     {
                         "id": f"q/{i}|{prompt}|{temperature}|{sample}",
@@ -188,13 +192,14 @@ def test_words_in_the_first_line_are_scaled_to_tokens_and_count_their_failures(l
     found = {predictor.name: predictor for predictor in lengths.predictors}["words-first-line"]
     assert lengths.tokens_per_word.value == pytest.approx(2)
     assert found.parse_failures == pytest.approx(0.5)
-    assert found.error.value == pytest.approx((10 + 5 + 15) / 3)
+    assert found.error.value == pytest.approx((10 + 5 + 19) / 3)
 
 
 def test_the_length_prompt_is_compared_on_the_same_question_and_seed(lengths):
     greedy, sampled = lengths.effects
     assert (greedy.temperature, sampled.temperature) == (0.0, 0.7)
     assert greedy.tokens == Estimate(10, 10, 10)
+    assert sampled.tokens == Estimate(12, 12, 12)
     assert greedy.accuracy.value == pytest.approx(-6 / 60)
     plain, *_ = lengths.conditions
     assert (plain.prompt, plain.temperature, plain.num_answers) == ("plain", 0.0, 60)
