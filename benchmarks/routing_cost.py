@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
+import sys
 
 from benchmarks.harness import paired_ratios, save, seconds, summarise
 from edge_agent.edge_model import EdgeModel
@@ -83,7 +85,7 @@ async def main() -> None:
     await edge.close()
     save(
         "routing_cost",
-        command=f"python -m benchmarks.routing_cost --model {arguments.model}",
+        command=shlex.join(["python", "-m", "benchmarks.routing_cost", *sys.argv[1:]]),
         title="A routing decision against reading the question",
         notes=f"{resolved.name}, default probes, {arguments.repeats} pairs in turn; seconds as median"
         " (interval), the ratio pair by pair. Aim: at most 1.25 from 256 tokens, below that a prefill and"
