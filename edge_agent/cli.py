@@ -150,12 +150,14 @@ async def _calibrate(
 ) -> None:
     from edge_agent.routing.calibration import fit, read_results, user_file
     from edge_agent.routing.router import default_priors
+    from edge_agent.routing.words import answers_ratio
 
-    rows = read_results(results)
+    rows, written = read_results(results)
     async with open_parts(settings) as (edge, _):
         assert edge is not None, "only mode cloud has no edge model"
         name = edge.model.name
         priors = await default_priors(edge, settings)
+        ratio = answers_ratio(written.num_tokens, written.num_words, edge.model.tokenize)
     aim = f"cloud share {cloud_share:g}" if quality is None else f"quality {quality:g}"
     calibration = fit(
         rows,
@@ -163,6 +165,7 @@ async def _calibrate(
         sha256=_model_sha256(settings),
         fitted_on=f"{len(rows)} questions of {results.name}, threshold for {aim}",
         priors=priors,
+        tokens_per_word=ratio,
         cloud_share=cloud_share,
         quality=quality,
     )

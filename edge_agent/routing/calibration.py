@@ -56,6 +56,8 @@ class Calibration(BaseModel):
     """The cloud is asked at this probability and above."""
     tokens_per_length: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     """Measured answer length over the length probe's estimate."""
+    tokens_per_word: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """Of the model's own answers, or of the sample text; unset measures that when it is needed."""
     priors: dict[str, list[_Finite]] = {}
     """Log-probabilities of a probe's options on a question without content, by probe."""
 
@@ -157,9 +159,20 @@ class Result:
         return not self.edge_correct and self.cloud_correct is not False
 
 
-def read_results(path: Path) -> list[Result]:
-    """Read evaluation results: JSON lines with `features`, `edge_correct` and, where known, `cloud_correct`,
-    `completion_tokens` and `values.bins`.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How much answers of the edge model hold, all together."""
+
+    num_tokens: int
+    num_words: int
+
+
+def read_results(path: Path) -> tuple[list[Result], Written]:
+    """Read evaluation results, and how many words and tokens the edge model's answers in them hold.
+
+    JSON lines of three kinds: a flat row with `features`, `edge_correct` and, where known, `cloud_correct`,
+    `completion_tokens` and `values.bins`; a row of a routing run, with `edge` and `cloud` instead; a row of
+    a length run, with `tokens` and `words`, which tells of nothing else.
 
     Raises:
         InvalidRequest: names the line that cannot be read.
@@ -169,23 +182,33 @@ def read_results(path: Path) -> list[Result]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the results {path} cannot be read: {error}") from None
     results = []
+    num_tokens = num_words = 0
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            results.append(
-                Result(
-                    {str(k): float(v) for k, v in row["features"].items()},
-                    bool(row["edge_correct"]),
-                    row.get("cloud_correct"),
-                    row.get("completion_tokens"),
-                    row.get("values", {}).get("bins"),
-                )
-            )
+            edge = row.get("edge", row)
+            if edge.get("tokens") and edge.get("words"):
+                num_tokens += int(edge["tokens"])
+                num_words += int(edge["words"])
+            if "edge" in row or "tokens" not in row:
+                results.append(_result(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest(
                 f"{path}, line {number}: not a result with features and edge_correct ({error!r})"
             ) from None
-    return results
+    return results, Written(num_tokens, num_words)
+
+
+def _result(row: Mapping[str, Any]) -> Result:
+    nested = "edge" in row
+    cloud = row.get("cloud") or {}
+    return Result(
+        {str(k): float(v) for k, v in row["features"].items()},
+        bool(row["edge"]["correct"] if nested else row["edge_correct"]),
+        cloud.get("correct") if nested else row.get("cloud_correct"),
+        row["edge"].get("tokens") if nested else row.get("completion_tokens"),
+        row.get("values", {}).get("bins"),
+    )
 
 
 def fit(
@@ -195,12 +218,14 @@ def fit(
     sha256: str,
     fitted_on: str,
     priors: Mapping[str, Sequence[float]],
+    tokens_per_word: float | None = None,
     cloud_share: float | None = None,
     quality: float | None = None,
 ) -> Calibration:
     """Fit the blend, and set the threshold to a share of cloud answers or to a quality.
 
     Args:
+        tokens_per_word: see `Calibration`.
         cloud_share: in [0, 1]; this share of the results' questions goes to the cloud.
         quality: in [0, 1]; the least share of questions that goes to the cloud such that this share is
             answered rightly. Where the cloud's own correctness is not known it is taken to be right.
@@ -240,6 +265,7 @@ def fit(
         },
         threshold=0.5,
         tokens_per_length=_length_ratio(results),
+        tokens_per_word=None if tokens_per_word is None else round(tokens_per_word, 3),
         priors={key: [round(float(x), 4) for x in prior] for key, prior in priors.items()},
     )
     p = np.array([calibration.p_cloud(result.features) for result in results])

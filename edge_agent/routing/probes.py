@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.routing.template import Template, load_template
 from edge_agent.routing.verdicts import parse_num_words, parse_verdict
+from edge_agent.routing.words import sample_ratio
 from shared.errors import InvalidSetting
 from shared.llama import LlamaModel
 from shared.llama.context import common_prefix
@@ -24,9 +25,6 @@ from shared.messages import Message
 
 Float = NDArray[np.float64]
 Estimates = Literal["difficulty", "length"]
-
-TOKENS_PER_WORD = 1.35
-"""Of Qwen2.5's tokenizer on English prose; a calibration brings its own."""
 
 NO_CONTENT = "N/A"
 
@@ -235,8 +233,19 @@ class DraftConfidenceProbe:
 class WrittenProbe:
     """The model writes freely and its words are parsed; None where they say nothing."""
 
-    def __init__(self, template: Template, estimates: Estimates, max_words: int) -> None:
+    def __init__(
+        self,
+        template: Template,
+        estimates: Estimates,
+        max_words: int,
+        tokens_per_word: float | None = None,
+    ) -> None:
+        """
+        Args:
+            tokens_per_word: of the model's answers; unset measures its tokenizer on the sample text.
+        """
         self.name = template.name
+        self._tokens_per_word = tokens_per_word
         self.estimates = estimates
         self.max_words = max_words
         self._template = template
@@ -253,7 +262,7 @@ class WrittenProbe:
             value = parse_verdict(said.text)
         else:
             words = parse_num_words(said.text)
-            value = None if words is None else words * TOKENS_PER_WORD
+            value = None if words is None else words * (self._tokens_per_word or sample_ratio(model.tokenize))
         return Reading(self.name, value, text=said.text)
 
 
@@ -268,15 +277,19 @@ def default_probes(folder: Path | None = None) -> list[Probe]:
     ]
 
 
-def all_probes(folder: Path | None = None) -> list[Probe]:
-    """Every strategy, for comparison; some let the model write."""
+def all_probes(folder: Path | None = None, tokens_per_word: float | None = None) -> list[Probe]:
+    """Every strategy, for comparison; some let the model write.
+
+    Args:
+        tokens_per_word: see `WrittenProbe`.
+    """
     return [
         *default_probes(folder),
         OptionProbe(load_template("who-few-shot", folder), "difficulty", takes_prior=True),
         OptionProbe(load_template("rating-few-shot", folder), "difficulty", takes_prior=True),
         DraftConfidenceProbe(),
         WrittenProbe(load_template("ten-times", folder), "difficulty", max_words=32),
-        WrittenProbe(load_template("words-first-line", folder), "length", max_words=12),
+        WrittenProbe(load_template("words-first-line", folder), "length", 12, tokens_per_word),
     ]
 
 

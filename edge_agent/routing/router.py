@@ -54,7 +54,7 @@ class Router:
         self._edge = edge
         self._cloud = cloud
         self._config = config
-        self._probes = probes
+        self.probes = probes
         self._calibration = calibration
         priors = {} if calibration is None else calibration.priors
         self._reader = QuestionReader(edge, {key: np.array(prior) for key, prior in priors.items()})
@@ -99,7 +99,7 @@ class Router:
 
     def _read(self, messages: Sequence[Message]) -> tuple[Question, list[Reading]]:
         question = self._reader.question(messages)
-        return question, self._reader.read(question, self._probes)
+        return question, self._reader.read(question, self.probes)
 
     async def _link(self, private: str | None) -> Link:
         if private is not None:
@@ -125,7 +125,7 @@ class Router:
         return max(1, min(self._config.max_tokens, round(scale * known[0])))
 
     def _by_probe(self, readings: list[Reading]) -> list[tuple[Probe, Reading]]:
-        by_name = {probe.name: probe for probe in self._probes}
+        by_name = {probe.name: probe for probe in self.probes}
         return [(by_name[reading.probe], reading) for reading in readings]
 
     def _remarks(self, question: Question) -> list[str]:
@@ -152,12 +152,14 @@ def load_router(
     """
     folder = _templates(config)
     named = Path(config.routing_calibration).expanduser() if config.routing_calibration else None
+    calibration = find_calibration(edge.model.name, sha256, named)
+    ratio = calibration.tokens_per_word if calibration else None
     return Router(
         edge,
         cloud,
         config,
-        probes=all_probes(folder) if every else default_probes(folder),
-        calibration=find_calibration(edge.model.name, sha256, named),
+        probes=all_probes(folder, ratio) if every else default_probes(folder),
+        calibration=calibration,
     )
 
 

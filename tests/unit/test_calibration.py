@@ -12,6 +12,7 @@ import pytest
 from edge_agent.routing.calibration import (
     Calibration,
     Result,
+    Written,
     file_sha256,
     find_calibration,
     fit,
@@ -184,7 +185,29 @@ def test_a_files_hash(home):
 def test_results_are_read_from_json_lines(home):
     row = {"features": {"who": 0.5}, "edge_correct": True, "cloud_correct": False, "id": "x"}
     (home / "r.jsonl").write_text(json.dumps(row) + "\n")
-    assert read_results(home / "r.jsonl") == [Result({"who": 0.5}, True, False, None, None)]
+    results, written = read_results(home / "r.jsonl")
+    assert results == [Result({"who": 0.5}, True, False, None, None)]
+    assert written == Written(0, 0)
+
+
+def test_rows_of_a_run_are_read_and_their_words_counted(home):
+    said = {"features": {"who": 0.5}, "values": {"bins": 20.0}}
+    routing = said | {"edge": {"correct": False, "tokens": 30, "words": 20}, "cloud": {"correct": True}}
+    letter = said | {"edge": {"correct": True, "tokens": None}, "cloud": None}
+    length = said | {"tokens": 10, "words": 5, "correct": None}
+    (home / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (routing, letter, length)))
+    results, written = read_results(home / "r.jsonl")
+    assert results == [
+        Result({"who": 0.5}, False, True, 30, 20.0),
+        Result({"who": 0.5}, True, None, None, 20.0),
+    ]
+    assert written == Written(40, 25)
+
+
+def test_the_ratio_of_words_to_tokens_is_kept(home):
+    fitted(results(), cloud_share=0.4, tokens_per_word=1.23456).save(home / "c.yaml")
+    assert load_calibration(home / "c.yaml").tokens_per_word == 1.235
+    assert fitted(results(), cloud_share=0.4).tokens_per_word is None
 
 
 @pytest.mark.parametrize("line", ["{}", "x", '{"features": 1, "edge_correct": true}', "[]"])

@@ -17,6 +17,7 @@ from edge_agent.routing.probes import (
     default_probes,
 )
 from edge_agent.routing.template import Template, load_template
+from edge_agent.routing.words import answers_ratio, sample_ratio, sample_text, tokens_per_word
 from shared.errors import InvalidSetting
 from shared.messages import Message
 
@@ -132,15 +133,37 @@ def test_confidence_in_a_draft_is_its_mean_and_its_lowest_probability():
     [
         ("ten-times", "difficulty", "The more powerful model.", 1.0),
         ("ten-times", "difficulty", "Paris.", None),
-        ("words-first-line", "length", "100\nParis is", 135.0),
+        ("words-first-line", "length", "100\nParis is", 150.0),
         ("words-first-line", "length", "Paris", None),
     ],
 )
 def test_written_answers_are_parsed_and_failures_are_none(name, estimates, text, value):
-    probe = WrittenProbe(load_template(name), estimates, max_words=8)
+    probe = WrittenProbe(load_template(name), estimates, max_words=8, tokens_per_word=1.5)
     reading = probe.read(MODEL, asked(), Said(says(P=0.5).logprobs, text), None)
     assert reading.value == value
     assert reading.text == text
+
+
+def test_without_a_calibration_words_count_by_what_the_tokenizer_takes_for_the_sample_text():
+    probe = WrittenProbe(load_template("words-first-line"), "length", max_words=8)
+    reading = probe.read(MODEL, asked(), Said(says(P=0.5).logprobs, "10"), None)
+    characters_a_word = len(sample_text()) / len(sample_text().split())
+    assert reading.value == pytest.approx(10 * characters_a_word)
+
+
+def test_the_ratio_is_that_of_all_texts_together():
+    assert tokens_per_word(MODEL.tokenize, ["a bc", "defg"]) == pytest.approx(8 / 3)
+    with pytest.raises(ValueError, match="no words"):
+        tokens_per_word(MODEL.tokenize, [" ", ""])
+
+
+@pytest.mark.parametrize(
+    ("num_words", "own"),
+    [pytest.param(10_000, True, id="many"), pytest.param(10, False, id="fewer than the sample holds")],
+)
+def test_the_models_own_answers_count_where_they_hold_enough_words(num_words, own):
+    ratio = answers_ratio(2 * num_words, num_words, MODEL.tokenize)
+    assert ratio == (2.0 if own else sample_ratio(MODEL.tokenize))
 
 
 def test_the_literal_prompts_hold_the_question():
