@@ -48,7 +48,7 @@ async def auto(
         yield Notice(f"answered by the edge model alone: {routing.link.detail}")
     if decision.route is not Route.LOCAL:
         steps = with_fallbacks(edge, remote, request, config, meter, decision)
-    elif private is None and routing.link.up and config.doubt_threshold > 0:
+    elif private is None and routing.link.up and config.doubt_threshold > 0 and edge.can_draft:
         steps = watched(edge, remote, request, config, meter, decision)
     else:
         steps = modes.local(edge, request)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shared.config import EdgeConfig
+from shared.errors import ModelUnsupported
 from shared.llama import DecodeAborted, LlamaContext, LlamaModel
 
 Result = TypeVar("Result")
@@ -26,9 +27,15 @@ class EdgeModel:
     In mode `auto` further sequences branch off from it, for the router's probes.
     """
 
-    def __init__(self, model: LlamaModel, context: LlamaContext) -> None:
+    def __init__(self, model: LlamaModel, context: LlamaContext, *, can_draft: bool = True) -> None:
+        """
+        Args:
+            can_draft: whether rejected tokens can be rolled back. Mode `auto` does without: probes branch
+                off, and an answer that the edge makes alone only grows.
+        """
         self.model = model
         self.context = context
+        self.can_draft = can_draft
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="duet-edge-model")
 
     @classmethod
@@ -40,16 +47,26 @@ class EdgeModel:
     def _load(cls, path: Path, name: str, config: EdgeConfig) -> EdgeModel:
         model = LlamaModel(path, name, gpu_layers=config.gpu_layers)
         routes = config.mode == "auto"
-        context = LlamaContext(
-            model,
-            num_sequences=1 + PROBE_SEQUENCES if routes else 1,
-            context_tokens=config.context_tokens,
-            cache_tokens=config.context_tokens + _PROBE_CELLS if routes else None,
-            rollback_tokens=config.max_draft_tokens + 1 if config.mode in ("auto", "speculate") else 0,
-            max_rows=1,
-            threads=config.threads,
-        )
-        return cls(model, context)
+
+        def context(rollback_tokens: int) -> LlamaContext:
+            return LlamaContext(
+                model,
+                num_sequences=1 + PROBE_SEQUENCES if routes else 1,
+                context_tokens=config.context_tokens,
+                cache_tokens=config.context_tokens + _PROBE_CELLS if routes else None,
+                rollback_tokens=rollback_tokens,
+                max_rows=1,
+                threads=config.threads,
+            )
+
+        if config.mode not in ("auto", "speculate"):
+            return cls(model, context(0), can_draft=False)
+        try:
+            return cls(model, context(config.max_draft_tokens + 1))
+        except ModelUnsupported:
+            if not routes:
+                raise
+            return cls(model, context(0), can_draft=False)
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run model work in the model's thread. When cancelled, the decode in it ends before this returns."""

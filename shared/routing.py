@@ -61,7 +61,14 @@ SHORT_ANSWER_TOKENS = 4
 
 
 def decide(
-    *, p_cloud: float, predicted_tokens: int, link: Link, private: str | None, fits_edge: bool, limits: Limits
+    *,
+    p_cloud: float,
+    predicted_tokens: int,
+    link: Link,
+    private: str | None,
+    fits_edge: bool,
+    can_draft: bool,
+    limits: Limits,
 ) -> Decision:
     """Choose the route; the first rule that applies wins.
 
@@ -70,8 +77,8 @@ def decide(
     3. A prompt longer than the edge's context needs the cloud, whose own stream it gets.
     4. An answer whose expected price is above the budget is made by the edge.
     5. Below the threshold the edge answers.
-    6. Otherwise the answer is the target's: by speculation, or by its own stream where speculation would
-       lose (a slow link, an answer that is too short).
+    6. Otherwise the answer is the target's: by speculation, or by its own stream where the edge cannot draft
+       or speculation would lose (a slow link, an answer that is too short).
 
     Only this function may choose `local`, which is another model's answer; what makes the target's
     answer fast is decided elsewhere too.
@@ -80,6 +87,7 @@ def decide(
         p_cloud: in [0, 1].
         private: why the prompt must not leave the device; None where it may.
         fits_edge: whether prompt and an answer fit the edge's context.
+        can_draft: whether the edge model can roll back the drafts that the target rejects.
     """
 
     def to(route: Route, *reasons: str) -> Decision:
@@ -101,6 +109,8 @@ def decide(
     if p_cloud < limits.threshold:
         return to(Route.LOCAL, f"{likely}, below the threshold {limits.threshold:.2f}")
     needed = f"{likely}, at or above the threshold {limits.threshold:.2f}"
+    if not can_draft:
+        return to(Route.CLOUD, needed, "the edge model cannot roll back drafts: it keeps a recurrent state")
     if link.rtt_s is not None and link.rtt_s > limits.slow_rtt_s:
         slow = f"{1e3 * link.rtt_s:.0f} ms round trip, more than {1e3 * limits.slow_rtt_s:.0f}"
         return to(Route.CLOUD, needed, f"the link is slow ({slow}): speculation would lose")

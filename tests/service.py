@@ -89,6 +89,26 @@ def run_duet(
     )
 
 
+async def started_ask(
+    *arguments: str, folder: Path, env: Mapping[str, str], stdin: bytes = b""
+) -> asyncio.subprocess.Process:
+    """`duet ask` on its way, to be interrupted. Its outputs are pipes."""
+    process = await asyncio.create_subprocess_exec(
+        *(command("duet"), "ask", *arguments),
+        cwd=folder,
+        env=clean_environment(folder, env),
+        # A test run in the background inherits an ignored SIGINT, as a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(stdin)
+    process.stdin.close()
+    return process
+
+
 @contextmanager
 def running_cloud(model_path: Path, **flags: object) -> Iterator[RunningCloud]:
     """Start `duet-cloud serve` on a free port; ends it afterwards.

@@ -88,6 +88,7 @@ class Router:
             link=link,
             private=private,
             fits_edge=not question.is_cut and room > 0,
+            can_draft=self._edge.can_draft,
             limits=self._limits,
         )
         decision = replace(

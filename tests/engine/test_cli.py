@@ -21,12 +21,11 @@ from tests.service import (
     InProcessCloud,
     RunningCloud,
     TargetAlone,
-    clean_environment,
-    command,
     eventually,
     in_process_cloud,
     run_duet,
     running_cloud,
+    started_ask,
 )
 from tests.tiny_pair import TinyPair
 
@@ -222,15 +221,10 @@ async def test_ctrl_c_stops_at_once_and_frees_the_slot(
 ) -> None:
     async with in_process_cloud(tiny_pair.target_gguf, slots=1, context_tokens=65536, step_s=0.1) as service:
         arguments = ("--mode", mode, "--cloud", service.address, "--model", str(tiny_pair.draft_gguf))
-        process = await asyncio.create_subprocess_exec(
-            *(command("duet"), "ask", QUESTION, *arguments, "--max-tokens", "60000"),
-            *("--temperature", "1", "--seed", "3"),
-            cwd=tmp_path,
-            env=clean_environment(tmp_path, {"DUET_CONTEXT_TOKENS": "65536"}),
-            # A test run in the background inherits an ignored SIGINT, as a user's terminal does not.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        process = await started_ask(
+            *(QUESTION, *arguments, "--max-tokens", "60000", "--temperature", "1", "--seed", "3"),
+            folder=tmp_path,
+            env={"DUET_CONTEXT_TOKENS": "65536"},
         )
         await _interrupt_in_the_middle(process, service, mode)
 

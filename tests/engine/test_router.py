@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,12 +15,14 @@ import numpy as np
 import pytest
 
 from edge_agent.agent import Agent
-from edge_agent.edge_model import EdgeModel
-from edge_agent.routing.probes import all_probes, default_probes
+from edge_agent.edge_model import PROBE_SEQUENCES, EdgeModel
+from edge_agent.routing.calibration import Calibration, file_sha256
+from edge_agent.routing.probes import Said, all_probes, default_probes
 from edge_agent.routing.reading import QuestionReader
 from edge_agent.routing.router import load_router
+from edge_agent.routing.words import sample_ratio
 from shared.config import EdgeConfig
-from shared.errors import TABLE, DuetError, InvalidRequest, InvalidSetting
+from shared.errors import EXIT_INTERRUPTED, TABLE, DuetError, InvalidRequest, InvalidSetting
 from shared.events import Answer, Event, Notice, Text
 from shared.llama import Extension, LlamaContext, LlamaModel
 from shared.messages import Message, Open
@@ -29,11 +33,13 @@ from tests.service import (
     InProcessCloud,
     TargetAlone,
     connection,
+    eventually,
     in_process_cloud,
     loaded_edge,
     run_duet,
+    started_ask,
 )
-from tests.tiny_pair import TARGET_SEED, TinyPair, write_tiny_model
+from tests.tiny_pair import TARGET_SEED, TinyPair, write_hybrid_gguf, write_tiny_model
 
 pytestmark = pytest.mark.engine
 
@@ -115,6 +121,84 @@ def test_a_copied_prefix_costs_nothing_and_reads_alike(tiny_pair: TinyPair) -> N
         with pytest.raises(ValueError, match="holds"):
             context.copy_prefix(0, 1, 99)
     model.close()
+
+
+# A hybrid edge model, whose recurrent state cannot be rolled back
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hybrid") / "hybrid.gguf"
+    write_hybrid_gguf(path)
+    return path
+
+
+@asynccontextmanager
+async def exact_edge(path: Path) -> AsyncIterator[EdgeModel]:
+    """As `duet` loads a model that cannot roll back, but in float32."""
+    model = LlamaModel(path, path.stem)
+    context = LlamaContext(
+        model,
+        num_sequences=1 + PROBE_SEQUENCES,
+        context_tokens=1024,
+        rollback_tokens=0,
+        max_rows=1,
+        threads=1,
+        cache_type="f32",
+    )
+    edge = EdgeModel(model, context, can_draft=False)
+    try:
+        yield edge
+    finally:
+        await edge.close()
+
+
+async def test_a_hybrid_reads_in_turn_what_a_fresh_context_reads(hybrid: Path) -> None:
+    probes = all_probes()
+    async with exact_edge(hybrid) as edge:
+        priors: dict[str, np.ndarray] = {}
+        reader = QuestionReader(edge, priors)
+        question = reader.question([Message("user", CHOICES)])
+        reader.read(reader.question([Message("user", QUESTION)]), probes)  # leaves another question behind
+        readings = reader.read(question, probes)
+        assert edge.context.cached[0] == list(question.token_ids)
+        ahead = edge.context.extend(0, [65], 1)[0].copy()
+    assert len(readings) == len(probes)
+    for probe, reading in zip(probes, readings, strict=True):
+        async with exact_edge(hybrid) as fresh:
+            if probe.max_words:
+                [alone] = QuestionReader(fresh, {}).read(question, [probe])
+            else:
+                row = fresh.context.extend(0, probe.prompt(fresh.model, question), 1)[0].astype(np.float64)
+                said = Said(row - np.logaddexp.reduce(row))
+                prior = priors.get(f"{probe.name}/{len(reading.distribution)}")
+                alone = probe.read(fresh.model, question, said, prior)
+        assert alone.text == reading.text
+        assert alone.features == pytest.approx(reading.features, abs=1e-5)
+        assert alone.distribution == pytest.approx(reading.distribution, abs=1e-5)
+    async with exact_edge(hybrid) as fresh:
+        row = fresh.context.extend(0, [*question.token_ids, 65], 1)[0]
+        np.testing.assert_allclose(ahead, row, atol=1e-4)
+
+
+async def test_a_hybrid_answers_what_it_answers_in_mode_local(hybrid: Path, service: InProcessCloud) -> None:
+    alone = await ask(hybrid, service.address, mode="local")
+    asked = await ask(hybrid, service.address, cloud_threshold=1.0, doubt_threshold=1.0)
+    assert asked.answer.mode == "local"  # doubt cannot move it: it cannot draft
+    assert asked.answer.tokens == alone.answer.tokens
+    assert asked.notices == []
+
+
+async def test_a_hard_question_to_a_hybrid_gets_the_clouds_own_stream(
+    tiny_pair: TinyPair, hybrid: Path, service: InProcessCloud
+) -> None:
+    asked = await ask(hybrid, service.address, cloud_threshold=0.0)
+    assert asked.answer.mode == "cloud"
+    assert asked.answer.decision is not None
+    assert "cannot roll back" in asked.answer.decision.reasons[-2]
+    alone = TargetAlone(tiny_pair.target_gguf)
+    assert [token.id for token in asked.answer.tokens] == alone.complete(request())
+    alone.close()
 
 
 # Routes
@@ -251,6 +335,68 @@ async def test_doubt_without_help_goes_on_here_with_a_notice(tiny_pair: TinyPair
     assert asked.answer.mode == "local"
     assert asked.answer.answer == alone.answer.answer
     assert any("unsure" in notice for notice in asked.notices)
+
+
+# Ctrl-C
+
+
+ENDLESS = {"DUET_CONTEXT_TOKENS": "65536", "DUET_MAX_TOKENS": "60000", "DUET_TEMPERATURE": "1"}
+
+
+async def test_ctrl_c_while_probing_stops_at_once(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    async with (
+        in_process_cloud(tiny_pair.target_gguf, slots=1, context_tokens=1024) as service,
+        wiretap(service.address) as tap,
+    ):
+        duet = await started_ask(
+            *("--model", str(tiny_pair.draft_gguf), "--cloud", tap.address),
+            folder=tmp_path,
+            env=ENDLESS | {"DUET_CLOUD_THRESHOLD": "0"},
+            stdin=b"word " * 12_000,  # seconds to read
+        )
+        await eventually(lambda: tap.num_connections == 1)  # the link is asked while the question is read
+        assert await interrupted(duet) == b""
+        await eventually(lambda: service.is_idle, within_s=2.0)
+        assert service.context.num_decoded_tokens == 0
+
+
+async def test_ctrl_c_in_a_watched_local_answer_stops_at_once(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    async with in_process_cloud(tiny_pair.target_gguf, slots=1) as service:
+        duet = await started_ask(
+            *("--model", str(tiny_pair.draft_gguf), "--cloud", service.address, "--seed", "3", QUESTION),
+            folder=tmp_path,
+            env=ENDLESS | {"DUET_CLOUD_THRESHOLD": "1", "DUET_DOUBT_THRESHOLD": "1e-9"},
+        )
+        assert duet.stdout is not None
+        assert await duet.stdout.read(1)
+        await interrupted(duet)
+        await eventually(lambda: service.is_idle, within_s=2.0)
+        assert service.context.num_decoded_tokens == 0
+
+
+async def test_ctrl_c_after_late_evidence_frees_the_slot(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    async with in_process_cloud(tiny_pair.target_gguf, slots=1, context_tokens=65536, step_s=0.1) as service:
+        duet = await started_ask(
+            *("--model", str(tiny_pair.draft_gguf), "--cloud", service.address, "--seed", "3", QUESTION),
+            folder=tmp_path,
+            env=ENDLESS | {"DUET_CLOUD_THRESHOLD": "1", "DUET_DOUBT_THRESHOLD": "0.4"},
+        )
+        await eventually(lambda: service.context.num_decoded_tokens > 100, within_s=60.0)  # some rounds
+        assert service.target.num_free_slots == 0
+        assert await interrupted(duet)
+        await eventually(lambda: service.is_idle, within_s=2.0)
+
+
+async def interrupted(duet: asyncio.subprocess.Process) -> bytes:
+    """Ctrl-C: it ends within two seconds, silently, with no thread left that would hold it."""
+    assert duet.returncode is None
+    began = time.monotonic()
+    duet.send_signal(signal.SIGINT)
+    shown, said = await duet.communicate()
+    assert time.monotonic() - began < 2.0
+    assert duet.returncode == EXIT_INTERRUPTED
+    assert said == b""
+    return shown
 
 
 # Privacy
@@ -404,6 +550,47 @@ def test_calibrate_fits_saves_and_is_used_for_this_model_only(tiny_pair: TinyPai
     done = run_duet("route", QUESTION, *target, folder=tmp_path, env=env)
     assert done.returncode == TABLE[InvalidSetting].exit_code
     assert b"was made for draft, not for target" in done.stderr
+
+
+async def test_a_calibration_for_another_tokenizer_is_refused(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path, name="draft", seed=TARGET_SEED, rotate_bytes_by=1).gguf
+    Calibration(
+        model="draft",
+        sha256=file_sha256(tiny_pair.draft_gguf),
+        fitted_on="nothing",
+        intercept=0.0,
+        weights={},
+        threshold=0.5,
+        tokens_per_word=9.0,
+    ).save(tmp_path / "c.yaml")
+    config = EdgeConfig(routing_calibration=str(tmp_path / "c.yaml"))
+    async with loaded_edge(other) as edge, connection("127.0.0.1:1") as cloud:
+        assert edge.model.name == "draft"
+        with pytest.raises(InvalidSetting, match=r"made for draft \(another file of this name\)"):
+            load_router(edge, cloud, config, lambda: file_sha256(other), every=True)
+
+
+@pytest.mark.parametrize("ratio", [None, 9.0])
+async def test_words_count_by_the_calibration_in_force(
+    tiny_pair: TinyPair, tmp_path: Path, ratio: float | None
+) -> None:
+    calibration = Calibration(
+        model="draft",
+        sha256="",
+        fitted_on="nothing",
+        intercept=0.0,
+        weights={},
+        threshold=0.5,
+        tokens_per_word=ratio,
+    )
+    calibration.save(tmp_path / "c.yaml")
+    config = EdgeConfig(routing_calibration=str(tmp_path / "c.yaml"))
+    async with loaded_edge(tiny_pair.draft_gguf) as edge, connection("127.0.0.1:1") as cloud:
+        router = load_router(edge, cloud, config, lambda: "", every=True)
+        [probe] = [probe for probe in router.probes if probe.name == "words-first-line"]
+        question = QuestionReader(edge, {}).question([Message("user", QUESTION)])
+        reading = probe.read(edge.model, question, Said(np.zeros(1), "100 words"), None)
+        assert reading.value == pytest.approx(100 * (ratio or sample_ratio(edge.model.tokenize)))
 
 
 @pytest.mark.parametrize(

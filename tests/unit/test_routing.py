@@ -17,13 +17,14 @@ PAID = replace(LIMITS, price_per_1k_tokens=10.0, max_price=0.5)
 SECRET = "it holds a card number"
 
 
-def decided(p_cloud, *, tokens=100, link=FAST, private=None, fits_edge=True, limits=LIMITS):
+def decided(p_cloud, *, tokens=100, link=FAST, private=None, fits_edge=True, can_draft=True, limits=LIMITS):
     return decide(
         p_cloud=p_cloud,
         predicted_tokens=tokens,
         link=link,
         private=private,
         fits_edge=fits_edge,
+        can_draft=can_draft,
         limits=limits,
     )
 
@@ -37,6 +38,8 @@ def decided(p_cloud, *, tokens=100, link=FAST, private=None, fits_edge=True, lim
         pytest.param(0.9, {"link": SLOW}, "cloud", "400 ms", id="hard on a slow link: the cloud's stream"),
         pytest.param(0.2, {"link": SLOW}, "local", "below", id="easy on a slow link: the edge"),
         pytest.param(0.9, {"tokens": 3}, "cloud", "too few", id="hard and short: nothing to speculate on"),
+        pytest.param(0.9, {"can_draft": False}, "cloud", "roll back", id="hard and no drafts: the stream"),
+        pytest.param(0.2, {"can_draft": False}, "local", "below", id="easy and no drafts: the edge"),
         pytest.param(0.9, {"link": DOWN}, "local", "nobody listens", id="no link: the edge, however hard"),
         pytest.param(0.9, {"private": SECRET}, "local", SECRET, id="private: the edge, however hard"),
         pytest.param(
