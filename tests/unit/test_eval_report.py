@@ -1,0 +1,129 @@
+"""The report on evaluation runs: its plots, its page and its summary."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from edge_agent.evaluation import plots
+from edge_agent.evaluation.plots import Curve, Estimate, Group, Setting
+
+X = np.linspace(0.0, 1.0, 11)
+NAN = float("nan")
+
+FIGURES = {
+    "cost_quality": lambda: plots.cost_quality(
+        [Curve("blend", X, 0.4 + 0.2 * X**0.5, "blend"), Curve("random", X, 0.4 + 0.2 * X, "random")],
+        0.4,
+        0.6,
+    ),
+    "cost_quality of two equal models": lambda: plots.cost_quality(
+        [Curve("blend", X, np.full(11, 0.5), "blend")], 0.5, 0.5
+    ),
+    "gap_recovered": lambda: plots.gap_recovered([Curve("a run", X, X**0.5, "c0")]),
+    "calibration": lambda: plots.calibration(
+        np.array([0.2, NAN]), np.array([0.3, NAN]), np.array([7, 0]), np.array([0.0, 0.5, 1.0])
+    ),
+    "score_histograms": lambda: plots.score_histograms(
+        {"edge right": np.array([0.1, 0.2]), "both wrong": np.array([])}, 0.9
+    ),
+    "confusion": lambda: plots.confusion(np.array([[3, 1], [0, 2]])),
+    "confusion of nothing": lambda: plots.confusion(np.zeros((2, 2), int)),
+    "subjects": lambda: plots.subjects([Group("anatomy", 4, 0.5, 0.75, 0.25)]),
+    "subjects of the edge alone": lambda: plots.subjects([Group("anatomy", 4, 0.5, NAN, NAN)]),
+    "probe_dots": lambda: plots.probe_dots(
+        {"AUROC": [[Estimate(0.6, 0.5, 0.7), None], [None, Estimate(0.55)]]}, ["who", "rating"], ["a", "b"]
+    ),
+    "lengths": lambda: plots.lengths(
+        np.array([10.0, 300.0]), np.array([12.0, 512.0]), np.array([False, True])
+    ),
+    "pareto": lambda: plots.pareto(
+        [Setting("lossless-8", "lossless", 0.4, 1.0, True), Setting("bild-8", "bild", 0.5, 0.9, False)],
+        "agreement",
+    ),
+    "acceptance_by_category": lambda: plots.acceptance_by_category(
+        {"a": {"coding": Estimate(2.0, 1.5, 2.5)}, "b": {"math": Estimate(3.0)}}, 9.0
+    ),
+    "acceptance_by_draft_length": lambda: plots.acceptance_by_draft_length(
+        {"lossless": [(2, Estimate(1.8)), (4, Estimate(2.2, 2.0, 2.4))]}
+    ),
+}
+
+
+def texts(figure: Figure) -> list[str]:
+    """Every piece of text of a figure, as its SVG has it."""
+    root = ElementTree.fromstring(plots.to_svg(figure))
+    return ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_a_figure_is_drawn_whole_and_within_its_borders(draw):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = draw()
+        pixels = imread(io.BytesIO(plots.to_png(figure)))[:, :, :3]
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert np.ptp(border, axis=0).max() == 0, "something is cut at the edge"
+    assert pixels.std() > 0.01
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_a_picture_on_the_page_takes_every_colour_from_the_page(draw):
+    svg = plots.inline(plots.to_svg(draw()), "here", "what it shows")
+    assert "var(--ink)" in svg
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {"#000000", "#ffffff"}
+
+
+def test_pictures_on_one_page_share_no_id():
+    svg = plots.to_svg(FIGURES["cost_quality"]())
+    ids = [set(re.findall(r'\bid="([^"]*)"', plots.inline(svg, name, ""))) for name in ("a", "b")]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for name in ("a", "b"):
+        picture = plots.inline(svg, name, "")
+        used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', picture))
+        assert {a or b for a, b in used} <= set(re.findall(r'\bid="([^"]*)"', picture))
+
+
+def test_every_colour_has_its_dark_twin():
+    assert plots.COLOURS.keys() == plots.DARK.keys()
+
+
+def test_levels_are_named_beside_the_axes_and_pushed_apart_where_they_would_touch():
+    def heights(edge: float, cloud: float) -> list[float]:
+        figure = plots.cost_quality([Curve("blend", X, np.linspace(edge, cloud, 11), "blend")], edge, cloud)
+        figure.draw_without_rendering()
+        boxes = {t.get_text().split(" ")[0]: t.get_window_extent() for t in figure.axes[0].texts}
+        return [boxes["edge"].y1, boxes["cloud"].y0]
+
+    for levels in ((0.4, 0.6), (0.5, 0.501)):
+        below, above = heights(*levels)
+        assert below < above
+
+
+def test_names_from_data_are_not_read_as_formulas():
+    assert "cost in $ and $x^2$ (3)" in texts(
+        plots.subjects([Group("cost in $ and $x^2$", 3, 0.5, 0.5, 0.5)])
+    )
+
+
+def test_fifty_seven_subjects_are_all_named_and_do_not_touch():
+    figure = plots.subjects([Group(f"subject {i}", 10, 0.5, 0.6, 0.2) for i in range(57)])
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == 57
+    assert all(below.y1 <= above.y0 for above, below in pairwise(boxes))
+
+
+def test_answers_that_were_cut_off_are_marked_apart_and_counted():
+    labels = texts(FIGURES["lengths"]())
+    assert "ended by itself (n = 1)" in labels
+    assert "cut off at the limit: longer than shown (n = 1)" in labels
