@@ -104,6 +104,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "duet",
 }
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _MANY_POINTS = 3000
 """Above it the points of a scatter plot are one picture inside the SVG."""
 
@@ -222,7 +223,7 @@ def cost_quality(curves: Sequence[Curve], edge: float, cloud: float) -> Figure:
     _percent(ax.yaxis)
     ax.margins(y=0.08)
     _margin_labels(ax, [(edge, f"edge alone\n{edge:.1%}", EDGE), (cloud, f"cloud alone\n{cloud:.1%}", CLOUD)])
-    _legend_below(figure, ax)
+    _legend(figure, ax)
     return figure
 
 
@@ -237,7 +238,7 @@ def gap_recovered(curves: Sequence[Curve]) -> Figure:
     _percent(ax.yaxis)
     ax.margins(y=0.08)
     _margin_labels(ax, [(0.0, "edge alone", _MUTED), (1.0, "cloud alone", _MUTED)])
-    _legend_below(figure, ax)
+    _legend(figure, ax)
     return figure
 
 
@@ -253,7 +254,6 @@ def calibration(predicted: Floats, observed: Floats, counts: NDArray[np.int64], 
     figure = Figure(figsize=(_WIDTH, 4.3))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     top.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 1.5)))
-    top.text(0.99, 0.02, "dotted: perfectly calibrated", ha="right", color=_MUTED, fontsize=7.5)
     filled = counts > 0
     x, y, n = predicted[filled], observed[filled], counts[filled]
     top.plot(x, y, color=COLOURS["c2"], linewidth=1.0, alpha=0.6)
@@ -297,6 +297,7 @@ def score_histograms(scores: Mapping[str, Floats], threshold: float | None) -> F
     """
     figure = Figure(figsize=(_WIDTH, 0.6 + 1.2 * len(scores)))
     axes = figure.subplots(len(scores), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    beside = "right" if threshold is not None and threshold < 0.4 else "left"
     for ax, (outcome, values), role in zip(axes, scores.items(), ("c0", "c1", "c3"), strict=False):
         ax.hist(
             values,
@@ -305,7 +306,7 @@ def score_histograms(scores: Mapping[str, Floats], threshold: float | None) -> F
             edgecolor=COLOURS["paper"],
             linewidth=0.5,
         )
-        ax.set_title(f"{outcome}: n = {len(values)}", color=COLOURS[role])
+        ax.set_title(f"{outcome}: n = {len(values)}", color=COLOURS[role], loc=beside)
         ax.set_xlim(0, 1)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -402,7 +403,7 @@ def subjects(groups: Sequence[Group]) -> Figure:
     left.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1.0]))
     left.xaxis.set_major_formatter(FixedFormatter(["0", "25", "50", "75", "100%"]))
     left.grid(visible=False, axis="y")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    _legend(figure, left, "outside upper center")
     return figure
 
 
@@ -430,13 +431,14 @@ def probe_dots(
             _whiskers(ax, column, offset, COLOURS[SERIES[series % len(SERIES)]], runs[series])
         ax.set_xlabel(metric)
         ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_formatter(_PLAIN)
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(probes)), [_shortened(probe, 26) for probe in probes])
     axes[0].tick_params(axis="y", labelsize=7.5, labelcolor=_INK)
     axes[0].set_ylim(len(probes) - 0.4, -0.6)
     if len(runs) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        _legend(figure, axes[0], "outside upper left")
     return figure
 
 
@@ -470,10 +472,10 @@ def lengths(predicted: Floats, actual: Floats, censored: NDArray[np.bool_]) -> F
     ax.set(xlabel="predicted length (tokens)", ylabel="actual length (tokens)")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_formatter(_PLAIN)
         axis.set_minor_formatter(NullFormatter())
         axis.set_minor_locator(FixedLocator([]))
-    _legend_below(figure, ax, ncols=1)
+    _legend(figure, ax)
     return figure
 
 
@@ -515,7 +517,7 @@ def pareto(settings: Sequence[Setting], quality: str) -> Figure:
     _percent(ax.yaxis)
     ax.margins(x=0.12, y=0.12)
     _name_points(ax, [(s.cost, s.quality, s.label) for s in front])
-    _legend_below(figure, ax)
+    _legend(figure, ax)
     return figure
 
 
@@ -566,7 +568,7 @@ def acceptance_by_category(lengths_of: Mapping[str, Mapping[str, Estimate]], cei
     ax.set_xlim(0, ax.get_xlim()[1] * 1.08)
     ax.grid(visible=False, axis="y")
     if len(lengths_of) > 1:
-        _legend_below(figure, ax)
+        _legend(figure, ax)
     return figure
 
 
@@ -607,7 +609,7 @@ def acceptance_by_draft_length(lines: Mapping[str, Sequence[tuple[int, Estimate]
         fontsize=7.5,
         color=_MUTED,
     )
-    _legend_below(figure, ax)
+    _legend(figure, ax)
     return figure
 
 
@@ -631,8 +633,10 @@ def _draw_curves(ax: Axes, curves: Sequence[Curve]) -> None:
     _percent(ax.xaxis)
 
 
-def _legend_below(figure: Figure, ax: Axes, ncols: int = 2) -> None:
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+def _legend(figure: Figure, ax: Axes, where: str = "outside lower center") -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    labels = [_shortened(label, 66) for label in labels]
+    figure.legend(handles, labels, loc=where, ncols=2 if max(map(len, labels)) <= 24 else 1)
 
 
 def _margin_labels(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from html.parser import HTMLParser
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -14,8 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from edge_agent.evaluation import plots
+from edge_agent.evaluation.page import Page, Part, Picture, Section, Table, to_html, to_markdown
 from edge_agent.evaluation.plots import Curve, Estimate, Group, Setting
 
+EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["'](?!#|data:)|url\((?!#)|@import|<script|<link|<iframe""")
 X = np.linspace(0.0, 1.0, 11)
 NAN = float("nan")
 
@@ -127,3 +130,79 @@ def test_answers_that_were_cut_off_are_marked_apart_and_counted():
     labels = texts(FIGURES["lengths"]())
     assert "ended by itself (n = 1)" in labels
     assert "cut off at the limit: longer than shown (n = 1)" in labels
+
+
+def one_page(**changes: object) -> Page:
+    part = {
+        "title": "a run",
+        "tables": [
+            Table(title="Figures", columns=["", "a|b"], rows=[["<b>APGR</b>", "0.6 | 0.7"]], note="95%")
+        ],
+        "pictures": [
+            Picture(name="curve", title="A curve", caption="n = 3", figure=FIGURES["gap_recovered"]())
+        ],
+        "missing": ["the cloud's answers: none"],
+        **changes,
+    }
+    section = Section(name="routing", title="Routing", lead="What it is.", parts=[Part(**part)])
+    return Page(title="A report", subtitle="Of today.", sections=[section])
+
+
+def html_of(page: Page) -> str:
+    svgs = {p.name: plots.inline(plots.to_svg(p.figure), p.name, p.caption) for p in page.pictures}
+    return to_html(page, svgs, plots.COLOURS, plots.DARK)
+
+
+class Balance(HTMLParser):
+    """Raises where an element is not closed in its turn."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_page(html: str) -> None:
+    """Whole, self-contained, and readable without JavaScript, in the dark and on a phone."""
+    parser = Balance()
+    parser.feed(html)
+    assert parser.open == []
+    assert not EXTERNAL.search(html)
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport" content="width=device-width' in html
+
+
+def test_a_page_is_one_file_that_asks_for_nothing_else():
+    check_page(html_of(one_page()))
+
+
+@pytest.mark.parametrize("bad", ['<img src="https://x/y">', "a { background: url(https://x) }", "<script>"])
+def test_the_check_on_pages_sees_what_is_loaded_from_elsewhere(bad):
+    assert EXTERNAL.search(bad)
+
+
+def test_a_page_without_tables_pictures_or_gaps_is_whole():
+    check_page(html_of(one_page(tables=[], pictures=[], missing=[])))
+
+
+def test_what_data_contain_is_text_on_the_page():
+    html = html_of(one_page())
+    assert "&lt;b&gt;APGR&lt;/b&gt;" in html
+    assert "<b>APGR</b>" not in html
+
+
+def test_the_summary_has_tables_that_markdown_reads_pictures_and_gaps():
+    lines = to_markdown(one_page(), "plots").splitlines()
+    assert "|  | a\\|b |" in lines
+    assert "| --- | --- |" in lines
+    assert "| &lt;b>APGR&lt;/b> | 0.6 \\| 0.7 |" in lines
+    assert "![A curve](plots/curve.png)" in lines
+    assert "- the cloud's answers: none" in lines
