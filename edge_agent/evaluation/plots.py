@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -31,7 +31,7 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from edge_agent.evaluation.metrics import Bins, Estimate, Floats
 
 COLOURS = {
     "paper": "#fefefe",
@@ -132,15 +132,6 @@ _ROLES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number with its interval; both ends are NaN where there is none."""
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
     """A subject's bars; what is not known is NaN."""
 
@@ -164,13 +155,18 @@ class Setting:
 
 
 _P = ParamSpec("_P")
+_Outside = Literal["outside lower center", "outside upper center", "outside upper left"]
 
 
 def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     @functools.wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            # Laid out once: PNG and SVG show the same, and neither pays for it again.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
 
     return drawn
 
@@ -243,19 +239,13 @@ def gap_recovered(curves: Sequence[Curve]) -> Figure:
 
 
 @_styled
-def calibration(predicted: Floats, observed: Floats, counts: NDArray[np.int64], edges: Floats) -> Figure:
-    """Reliability diagram, and below it how many questions stand in each bin.
-
-    Args:
-        predicted, observed: [num_bins], mean probability and share of positives; ignored in empty bins.
-        counts: [num_bins].
-        edges: [num_bins + 1], ascending in [0, 1].
-    """
+def calibration(bins: Bins) -> Figure:
+    """Reliability diagram, and below it how many questions stand in each bin."""
     figure = Figure(figsize=(_WIDTH, 4.3))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     top.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 1.5)))
-    filled = counts > 0
-    x, y, n = predicted[filled], observed[filled], counts[filled]
+    filled = bins.counts > 0
+    x, y, n = bins.predicted[filled], bins.observed[filled], bins.counts[filled]
     top.plot(x, y, color=COLOURS["c2"], linewidth=1.0, alpha=0.6)
     top.scatter(
         x,
@@ -269,18 +259,20 @@ def calibration(predicted: Floats, observed: Floats, counts: NDArray[np.int64], 
     top.set(xlim=(0, 1), ylim=(-0.04, 1.04), ylabel="share that needed the cloud")
     _percent(top.yaxis)
     bars = bottom.bar(
-        edges[:-1],
-        counts,
-        width=np.diff(edges),
+        bins.edges[:-1],
+        bins.counts,
+        width=np.diff(bins.edges),
         align="edge",
         color=COLOURS["c2"],
         alpha=0.75,
         edgecolor=COLOURS["paper"],
         linewidth=0.8,
     )
-    bottom.bar_label(bars, [str(c) if c else "" for c in counts], padding=1.5, fontsize=6.5, color=_MUTED)
+    bottom.bar_label(
+        bars, [str(c) if c else "" for c in bins.counts], padding=1.5, fontsize=6.5, color=_MUTED
+    )
     bottom.set(xlabel="predicted probability that the cloud is needed", ylabel="questions")
-    bottom.set_ylim(0, counts.max() * 1.35)
+    bottom.set_ylim(0, n.max() * 1.35)
     bottom.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     _percent(bottom.xaxis)
     bottom.grid(visible=False, axis="x")
@@ -403,7 +395,7 @@ def subjects(groups: Sequence[Group]) -> Figure:
     left.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1.0]))
     left.xaxis.set_major_formatter(FixedFormatter(["0", "25", "50", "75", "100%"]))
     left.grid(visible=False, axis="y")
-    _legend(figure, left, "outside upper center")
+    _legend(figure, left, where="outside upper center")
     return figure
 
 
@@ -438,7 +430,7 @@ def probe_dots(
     axes[0].tick_params(axis="y", labelsize=7.5, labelcolor=_INK)
     axes[0].set_ylim(len(probes) - 0.4, -0.6)
     if len(runs) > 1:
-        _legend(figure, axes[0], "outside upper left")
+        _legend(figure, *axes, where="outside upper left")
     return figure
 
 
@@ -447,8 +439,9 @@ def probe_dots(
 
 @_styled
 def lengths(predicted: Floats, actual: Floats, censored: NDArray[np.bool_]) -> Figure:
-    """Predicted against actual answer length, in tokens, all > 0; a censored answer is at least so long."""
+    """Predicted against actual answer length, in tokens (below 1 shown at 1); censored: at least so long."""
     figure, ax = _one(4.2)
+    predicted, actual = np.maximum(predicted, 1.0), np.maximum(actual, 1.0)
     low = min(predicted.min(), actual.min()) / 1.25
     high = max(predicted.max(), actual.max()) * 1.25
     ax.plot([low, high], [low, high], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 1.5)))
@@ -633,10 +626,13 @@ def _draw_curves(ax: Axes, curves: Sequence[Curve]) -> None:
     _percent(ax.xaxis)
 
 
-def _legend(figure: Figure, ax: Axes, where: str = "outside lower center") -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    labels = [_shortened(label, 66) for label in labels]
-    figure.legend(handles, labels, loc=where, ncols=2 if max(map(len, labels)) <= 24 else 1)
+def _legend(figure: Figure, *axes: Axes, where: _Outside = "outside lower center") -> None:
+    entries = {
+        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    labels = [_shortened(label, 66) for label in entries]
+    ncols = 2 if max(map(len, labels)) <= 24 else 1
+    figure.legend(list(entries.values()), labels, loc=where, ncols=ncols)
 
 
 def _margin_labels(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from edge_agent.evaluation import plots
+from edge_agent.evaluation import crossfit, plots, sections
+from edge_agent.evaluation.metrics import Bins, Estimate
 from edge_agent.evaluation.page import Page, Part, Picture, Section, Table, to_html, to_markdown
-from edge_agent.evaluation.plots import Curve, Estimate, Group, Setting
+from edge_agent.evaluation.plots import Curve, Group, Setting
+from edge_agent.evaluation.report import write_report
+from shared.errors import InvalidRequest, InvalidSetting
+from tests.eval_runs import Row, length_rows, routing_rows, speculation_rows, write_run
 
 EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["'](?!#|data:)|url\((?!#)|@import|<script|<link|<iframe""")
 X = np.linspace(0.0, 1.0, 11)
@@ -33,7 +42,7 @@ FIGURES = {
     ),
     "gap_recovered": lambda: plots.gap_recovered([Curve("a run", X, X**0.5, "c0")]),
     "calibration": lambda: plots.calibration(
-        np.array([0.2, NAN]), np.array([0.3, NAN]), np.array([7, 0]), np.array([0.0, 0.5, 1.0])
+        Bins(np.array([0.0, 0.5, 1.0]), np.array([0.2, NAN]), np.array([0.3, NAN]), np.array([7, 0]))
     ),
     "score_histograms": lambda: plots.score_histograms(
         {"edge right": np.array([0.1, 0.2]), "both wrong": np.array([])}, 0.9
@@ -206,3 +215,199 @@ def test_the_summary_has_tables_that_markdown_reads_pictures_and_gaps():
     assert "| &lt;b>APGR&lt;/b> | 0.6 \\| 0.7 |" in lines
     assert "![A curve](plots/curve.png)" in lines
     assert "- the cloud's answers: none" in lines
+
+
+def change(**fields: object) -> Callable[[Row], Row]:
+    return lambda row: {**row, **fields}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Few bootstrap draws and the plainest fits: these tests look at the page, not at the numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("summarise_routing", "summarise_length", "summarise_speculation"):
+            patch.setattr(sections, name, partial(getattr(sections, name), draws=20))
+        for name, model in (("_classifier", LogisticRegression), ("_regressor", LinearRegression)):
+            patch.setattr(crossfit, name, lambda *_, model=model: crossfit._scaled(model()))
+        yield
+
+
+def report(tmp_path: Path, *runs: tuple[str, list[Row]], **identity: object) -> tuple[str, str]:
+    """HTML and Markdown of a report on runs, checked for wholeness."""
+    folders = [
+        write_run(tmp_path / f"run {number}", experiment, rows, **identity)
+        for number, (experiment, rows) in enumerate(runs)
+    ]
+    files = write_report(folders, tmp_path / "out")
+    html = files.page.read_text("utf-8")
+    check_page(html)
+    assert {path.suffix for path in files.plots} <= {".png", ".svg"}
+    for path in files.plots:
+        assert path.stat().st_size > 1000
+        assert html.count(f'<figure id="{path.stem}">') == 1
+    return html, files.summary.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """HTML and Markdown of two routing runs, the second with labels too, and one run of each other kind."""
+    return report(
+        tmp_path_factory.mktemp("whole"),
+        ("routing", routing_rows(80, change=change(labels={}))),
+        ("speculation", speculation_rows()),
+        ("length", length_rows()),
+        ("routing", routing_rows(60, seed=1)),
+    )
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Quality against cost",
+        "Calibration of the blend",
+        "Scores by outcome",
+        "Route against need",
+        "Subjects",
+        "Every probe",
+        "Predicted against actual: bins",
+        "Predicted against actual: words-first-line",
+        "Agreement against cost",
+        "Acceptance length by category",
+        "Acceptance length against draft length",
+    ],
+)
+def test_every_plot_is_on_the_page_and_in_the_summary(whole, title):
+    html, markdown = whole
+    assert f"<b>{title}</b>" in html
+    assert f"![{title}]" in markdown
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "edge-0.5b (sha256 1d1d1d1d1d1d)",
+        "cloud-1.5b",
+        "mmlu.jsonl (sha256 343434343434)",
+        "Some CPU, 2 cores, Linux x86_64",
+        "python 3.11.7, duet-llm 0.1.0, numpy 2.4.6",
+        "duet eval routing --data mmlu.jsonl",
+        "2026-11-24T15:42:26+00:00",
+    ],
+)
+def test_the_head_of_an_experiment_says_what_was_run_and_on_what(whole, fact):
+    assert all(fact in text for text in whole)
+
+
+def test_a_package_that_was_not_there_has_no_version(whole):
+    assert "llama-cpp-python" not in whole[0]
+
+
+def test_every_table_of_figures_says_what_its_intervals_are(whole):
+    tables = re.findall(r"\*\*([^*]+)\*\*\n\n((?:\|.*\n)+)\n(.*)", whole[1])
+    with_intervals = {title: note for title, body, note in tables if re.search(r"\d%? \[-?\d", body)}
+    assert len(with_intervals) >= 5
+    assert {title for title, note in with_intervals.items() if "95%" not in note} == set()
+
+
+def test_runs_of_one_experiment_stand_side_by_side_and_others_apart(whole):
+    html, markdown = whole
+    assert [line for line in markdown.splitlines() if line.startswith("## ")] == [
+        "## Routing",
+        "## Answer length",
+        "## Speculation",
+    ]
+    assert "<b>The blends side by side</b>" in html
+    assert "| questions | 80 | 60 | 60 |" in markdown
+
+
+def test_two_runs_of_length_or_speculation_share_tables(tmp_path):
+    rows = [row for row in speculation_rows(4) if row["policy"] == "lossless"]
+    _, markdown = report(
+        tmp_path,
+        ("speculation", rows),
+        ("speculation", rows[:4]),
+        ("length", length_rows(4)),
+        ("length", length_rows(5)),
+    )
+    assert re.search(r"^\| lossless-2 \| [\d.]+ \[.*\] \| [\d.]+ \[.*\] \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| lossless-8 \| [\d.]+ \[.*\] \| – \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| best constant \| [\d.]+ \[.*\] \| [\d.]+ \[.*\] \|$", markdown, re.MULTILINE)
+
+
+def test_runs_of_the_same_data_and_models_are_told_apart_by_their_folders(tmp_path):
+    _, markdown = report(tmp_path, ("routing", []), ("routing", []))
+    assert "mmlu: edge-0.5b → cloud-1.5b (run 0)" in markdown
+    assert "mmlu: edge-0.5b → cloud-1.5b (run 1)" in markdown
+
+
+ROUTING_GAPS = {
+    "no row": ([], "no question"),
+    "three rows": (routing_rows(3), "too few"),
+    "no cloud answer": (routing_rows(change=change(cloud=None, labels={})), "cloud"),
+    "only labels": (routing_rows(change=change(edge=None, cloud=None)), None),
+    "nothing but probes": (routing_rows(change=change(edge=None, cloud=None, labels={})), "no question"),
+    "an edge that is always right": (
+        routing_rows(change=lambda row: {**row, "edge": {**row["edge"], "correct": True}, "labels": {}}),
+        "blend",
+    ),
+    "a cloud that is always wrong": (
+        routing_rows(change=lambda row: {**row, "cloud": {**row["cloud"], "correct": False}, "labels": {}}),
+        "blend",
+    ),
+    "no probe": (
+        routing_rows(change=change(features={}, values={}, distributions={}, texts={}, labels={})),
+        None,
+    ),
+    "open questions": (
+        routing_rows(change=lambda row: {**row, "edge": {**row["edge"], "correct": None}, "labels": {}}),
+        "no question",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "said"), ROUTING_GAPS.values(), ids=ROUTING_GAPS)
+def test_what_a_routing_run_lacks_is_named(tmp_path, rows, said):
+    _, markdown = report(tmp_path, ("routing", rows))
+    if said is not None:
+        missing = markdown.partition("Not shown:")[2]
+        assert said in missing
+
+
+@pytest.mark.parametrize("experiment", ["length", "speculation"])
+def test_a_run_without_rows_is_named_as_such(tmp_path, experiment):
+    _, markdown = report(tmp_path, (experiment, []))
+    assert "no answer yet" in markdown
+
+
+def test_speculation_at_one_draft_length_says_that_it_shows_no_sweep(tmp_path):
+    rows = [row for row in speculation_rows() if row["setting"] == "lossless-8"]
+    _, markdown = report(tmp_path, ("speculation", rows))
+    assert "every setting has the same draft length" in markdown
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match="holds no run"):
+        write_report([tmp_path], tmp_path / "out")
+
+
+def test_an_unknown_experiment_is_refused(tmp_path):
+    folder = write_run(tmp_path / "run", "cooking", [])
+    with pytest.raises(InvalidRequest, match="'cooking', which has no report; there are routing"):
+        write_report([folder], tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = write_run(tmp_path / "run", "routing", [])
+    with pytest.raises(InvalidRequest, match=r"cannot be written to .*; choose another --out"):
+        write_report([folder], tmp_path / "file" / "out")
+
+
+def test_without_matplotlib_the_command_to_install_it_is_named(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("edge_agent.evaluation.")]:
+        if name.endswith((".plots", ".sections")):
+            monkeypatch.delitem(sys.modules, name)
+            monkeypatch.delattr(sys.modules["edge_agent.evaluation"], name.rpartition(".")[2])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InvalidSetting, match=r"reports need matplotlib; run: pip install 'duet-llm\[eval\]'"):
+        write_report([], tmp_path)
