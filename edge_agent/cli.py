@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edge_agent.evaluation.cli import app as eval_app
 from edge_agent.models_cli import app as models_app
 from edge_agent.show import OriginWriter, PlainWriter, print_bench, print_decision
 from shared.config import EdgeConfig
@@ -37,6 +38,7 @@ app = typer.Typer(
     help="A small model here and a large one in the cloud answer as one.",
 )
 app.add_typer(models_app, name="models")
+app.add_typer(eval_app, name="eval")
 config_app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Look at the settings in force.")
 app.add_typer(config_app, name="config")
 
@@ -297,12 +299,9 @@ def _router(edge: EdgeModel, cloud: Cloud, settings: EdgeConfig, *, every: bool)
 
 
 def _model_sha256(settings: EdgeConfig) -> str:
-    """The registered hash, which a pulled file was checked against, or a file's own."""
-    from edge_agent.routing.calibration import file_sha256
+    from edge_agent.routing.calibration import model_sha256
 
-    resolved = resolve(settings.model, Registry.load())
-    known = resolved.entry.sha256 if resolved.entry else None
-    return known or file_sha256(resolved.path)
+    return model_sha256(resolve(settings.model, Registry.load()))
 
 
 def answer_json(answer: Answer) -> str:

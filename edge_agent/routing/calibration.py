@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidRequest, InvalidSetting
+from shared.models import ResolvedModel
 
 VERSION = 1
 MIN_QUESTIONS = 40
@@ -106,6 +107,12 @@ def load_calibration(path: Path) -> Calibration:
         raise InvalidSetting(
             f"the calibration {path} cannot be read: {error}; see `duet calibrate`"
         ) from None
+
+
+def model_sha256(model: ResolvedModel) -> str:
+    """The registered hash, which a pulled file was checked against, or a file's own."""
+    known = model.entry.sha256 if model.entry else None
+    return known or file_sha256(model.path)
 
 
 def file_sha256(path: Path) -> str:

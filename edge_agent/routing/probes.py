@@ -31,6 +31,10 @@ NO_CONTENT = "N/A"
 _OPTION_LINE = re.compile(r"^\s*\(?([A-F])[.):]\s+\S", re.MULTILINE)
 
 
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is routed: a chat, its tokens as the model reads them before it answers, and its last words."""
@@ -285,8 +289,18 @@ def all_probes(folder: Path | None = None, tokens_per_word: float | None = None)
     """
     return [
         *default_probes(folder),
-        OptionProbe(load_template("who-few-shot", folder), "difficulty", takes_prior=True),
-        OptionProbe(load_template("rating-few-shot", folder), "difficulty", takes_prior=True),
+        *(
+            OptionProbe(load_template(name, folder), "difficulty", takes_prior=True)
+            for name in (
+                "know",
+                "grade",
+                "steps",
+                "who-prompt",
+                "rating-prompt",
+                "who-few-shot",
+                "rating-few-shot",
+            )
+        ),
         DraftConfidenceProbe(),
         WrittenProbe(load_template("ten-times", folder), "difficulty", max_words=32),
         WrittenProbe(load_template("words-first-line", folder), "length", 12, tokens_per_word),
@@ -307,6 +321,8 @@ def cheap_features(question: Question) -> dict[str, float]:
         "prompt_tokens.log": float(np.log(max(1, len(question.token_ids)))),
         "shape.choices": float(bool(question.letters)),
         "shape.digits": sum(c.isdigit() for c in text) / max(1, len(text)),
+        "shape.numbers.log": float(np.log1p(len(_NUMBER.findall(text)))),
+        "shape.sentences.log": float(np.log1p(len(_SENTENCE_END.findall(text)))),
         "shape.code": float("```" in text or "def " in text or "{" in text),
     }
 

@@ -24,7 +24,7 @@ from edge_agent.routing.probes import (
 )
 from edge_agent.routing.reading import Priors, QuestionReader
 from shared.config import EdgeConfig
-from shared.errors import CloudError
+from shared.errors import CloudError, InvalidSetting
 from shared.messages import Message
 from shared.routing import Decision, Limits, Link, Route, decide
 
@@ -151,7 +151,7 @@ def load_router(
     Raises:
         InvalidSetting: a template or the calibration cannot be used.
     """
-    folder = _templates(config)
+    folder = templates_folder(config)
     named = Path(config.routing_calibration).expanduser() if config.routing_calibration else None
     calibration = find_calibration(edge.model.name, sha256, named)
     ratio = calibration.tokens_per_word if calibration else None
@@ -166,7 +166,7 @@ def load_router(
 
 async def default_priors(edge: EdgeModel, config: EdgeConfig) -> dict[str, list[float]]:
     """Measure what the deciding probes say to questions without content, for a calibration to keep."""
-    probes = default_probes(_templates(config))
+    probes = default_probes(templates_folder(config))
     priors: Priors = {}
     reader = QuestionReader(edge, priors)
 
@@ -178,7 +178,20 @@ async def default_priors(edge: EdgeModel, config: EdgeConfig) -> dict[str, list[
     return {key: [float(x) for x in prior] for key, prior in priors.items()}
 
 
-def _templates(config: EdgeConfig) -> Path | None:
+def probes_named(names: Sequence[str], folder: Path | None = None) -> list[Probe]:
+    """The probes of these names, in this order.
+
+    Raises:
+        InvalidSetting: there is none of a name; lists those that exist.
+    """
+    known = {probe.name: probe for probe in all_probes(folder)}
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidSetting(f"no probe is called {unknown[0]!r}; there are {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def templates_folder(config: EdgeConfig) -> Path | None:
+    """The user's own prompts, if any."""
     return Path(config.routing_templates).expanduser() if config.routing_templates else None
 
 

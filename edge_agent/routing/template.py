@@ -9,6 +9,7 @@ of the question.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -76,6 +77,16 @@ def load_template(name: str, folder: Path | None = None) -> Template:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSetting(f"the template {own or file_name} cannot be read: {error}") from None
     return _parse(name, text)
+
+
+def templates_sha256(folder: Path | None = None) -> str:
+    """Of all prompts in force: tells whether two runs asked the same."""
+    digest = hashlib.sha256()
+    shipped = {file.name for file in files("edge_agent.routing").joinpath("templates").iterdir()}
+    for name in sorted(shipped):
+        template = load_template(name.removesuffix(".txt"), folder)
+        digest.update(repr((name, template.prompt, sorted(template.options.items()))).encode())
+    return digest.hexdigest()
 
 
 def _parse(name: str, text: str) -> Template:

@@ -1,0 +1,77 @@
+"""The target's answers to questions; a cloud that goes away is waited for, so that a run loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing
+
+from edge_agent.evaluation.batch import Answered
+from edge_agent.remote import Cloud, Meter
+from shared.errors import CloudFailed, CloudOverloaded, CloudUnavailable, InvalidRequest, VerifyTimeout
+from shared.messages import Finished, FinishReason, Message, Open, Opened
+from shared.sampling import Sampling
+
+log = logging.getLogger("duet.eval")
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+
+class CloudAnswers:
+    """Greedy answers of one `duet-cloud` service, several at once."""
+
+    def __init__(self, cloud: Cloud, *, model: str, num_streams: int, patience_s: float) -> None:
+        """
+        Args:
+            model: what it must serve all the time.
+            patience_s: how long a cloud that is away is waited for.
+        """
+        self._cloud = cloud
+        self._model = model
+        self._patience_s = patience_s
+        self._streams = asyncio.Semaphore(num_streams)
+
+    async def answer(self, question: str, max_tokens: int) -> Answered:
+        """
+        Raises:
+            InvalidRequest: the cloud serves another model now.
+            CloudError: it refused, or stayed away for longer than `patience_s`.
+        """
+        request = Open(
+            prompt=(Message("user", question),), sampling=Sampling(), seed=0, max_tokens=max_tokens
+        )
+        began = time.monotonic()
+        pause_s = FIRST_PAUSE_S
+        async with self._streams:
+            while True:
+                try:
+                    return await self._ask(request)
+                except (CloudUnavailable, CloudOverloaded, VerifyTimeout) as error:
+                    if time.monotonic() - began + pause_s > self._patience_s:
+                        raise
+                    log.warning("waiting %.0f s for the cloud: %s", pause_s, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _ask(self, request: Open) -> Answered:
+        text = b""
+        num_tokens = 0
+        async with aclosing(self._cloud.generate(request, Meter())) as messages:
+            async for message in messages:
+                if isinstance(message, Opened):
+                    if message.model != self._model:
+                        raise InvalidRequest(
+                            f"the cloud now serves {message.model}, but the run was begun with {self._model};"
+                            " serve that again, or choose another --out"
+                        )
+                elif isinstance(message, Finished):
+                    censored = message.reason is FinishReason.LENGTH
+                    if message.reason is FinishReason.DRAIN:
+                        raise CloudUnavailable("the cloud is leaving")
+                    return Answered(text.decode("utf-8", "replace"), num_tokens, censored)
+                else:
+                    text += b"".join(message.pieces)
+                    num_tokens += len(message.token_ids)
+        raise CloudFailed("the cloud ended an answer without a reason")

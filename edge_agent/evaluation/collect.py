@@ -1,0 +1,167 @@
+"""Collects a run's rows: in this process, in several, or on a Ray cluster; one writer in every case."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from edge_agent.evaluation.plan import Plan, Unit
+from edge_agent.evaluation.runs import Row, Run
+from shared.errors import InvalidSetting
+
+log = logging.getLogger("duet.eval")
+
+CHUNK = 16
+"""Units handed to a worker at once: answers that share passes, and what is lost at most if it dies."""
+LOG_EVERY_S = 30.0
+"""Where no terminal shows a bar, a line says so often how far the run is."""
+
+
+async def collect(run: Run, plan: Plan, units: Sequence[Unit], *, num_workers: int, ray: bool) -> None:
+    """Make and append every row that the run lacks.
+
+    Args:
+        num_workers: models loaded side by side; 1 works in this process.
+        ray: spread them over a Ray cluster (`RAY_ADDRESS`, else one started here).
+    """
+    todo = [unit for unit in units if unit.id not in run.done]
+    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
+    if not todo:
+        return
+    with _progress(len(units), len(units) - len(todo)) as advance:
+        if ray:
+            rows = _by_ray(plan, chunks, num_workers)
+        elif num_workers > 1:
+            rows = _by_processes(plan, chunks, num_workers)
+        else:
+            rows = _here(plan, chunks)
+        async with aclosing(rows):
+            async for row in rows:
+                run.append(row)
+                advance()
+
+
+async def _here(plan: Plan, chunks: Sequence[Sequence[Unit]]) -> AsyncGenerator[Row, None]:
+    async with plan.open() as examine:
+        for chunk in chunks:
+            async with aclosing(examine(chunk)) as rows:
+                async for row in rows:
+                    yield row
+
+
+class Worker:
+    """An opened plan in a process of its own."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._stack = AsyncExitStack()
+        self._examine = self._loop.run_until_complete(self._stack.enter_async_context(plan.open()))
+
+    def rows(self, units: Sequence[Unit]) -> list[Row]:
+        async def all_rows() -> list[Row]:
+            return [row async for row in self._examine(units)]
+
+        return self._loop.run_until_complete(all_rows())
+
+
+_worker: Worker | None = None
+
+
+def _start_worker(plan: Plan) -> None:
+    global _worker
+    _worker = Worker(plan)
+
+
+def _rows_of_worker(units: Sequence[Unit]) -> list[Row]:
+    assert _worker is not None, "the pool started it"
+    return _worker.rows(units)
+
+
+async def _by_processes(
+    plan: Plan, chunks: Sequence[Sequence[Unit]], num_workers: int
+) -> AsyncGenerator[Row, None]:
+    # Spawned, not forked: llama.cpp and gRPC have threads.
+    pool = ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(plan,)
+    )
+    try:
+        running: set[Future[list[Row]]] = {pool.submit(_rows_of_worker, chunk) for chunk in chunks}
+        while running:
+            done, running = await asyncio.to_thread(wait, running, return_when=FIRST_COMPLETED)
+            for future in done:
+                for row in future.result():
+                    yield row
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def _by_ray(
+    plan: Plan, chunks: Sequence[Sequence[Unit]], num_workers: int
+) -> AsyncGenerator[Row, None]:
+    try:
+        import ray
+    except ImportError:
+        raise InvalidSetting("--ray needs Ray; run: pip install 'ray[default]'") from None
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    try:
+        actor: Any = ray.remote(Worker)
+        pool = ray.util.ActorPool([actor.remote(plan) for _ in range(num_workers)])
+        results = pool.map_unordered(lambda worker, chunk: worker.rows.remote(chunk), chunks)
+        async for rows in _in_thread(results):
+            for row in rows:
+                yield row
+    finally:
+        ray.shutdown()
+
+
+async def _in_thread(results: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
+    while (rows := await asyncio.to_thread(next, results, None)) is not None:
+        yield rows
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Any]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    began = said = time.monotonic()
+    made = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("questions", total=total, completed=done, rate="")
+
+        def advance() -> None:
+            nonlocal made, said
+            made += 1
+            now = time.monotonic()
+            rate = made / (now - began)
+            bars.update(task, advance=1, rate=f"{rate * 60:.1f} a minute")
+            if not console.is_terminal and (now - said > LOG_EVERY_S or done + made == total):
+                said = now
+                left_s = (total - done - made) / rate
+                console.print(
+                    f"duet: {done + made} of {total}, {rate * 60:.1f} a minute, {left_s / 60:.0f} min left"
+                )
+
+        yield advance
