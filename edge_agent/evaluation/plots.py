@@ -151,7 +151,6 @@ class Setting:
     cost: float
     """Target passes per committed token."""
     quality: float
-    on_front: bool
 
 
 _P = ParamSpec("_P")
@@ -480,11 +479,11 @@ def pareto(settings: Sequence[Setting], quality: str) -> Figure:
     """Settings of speculation by what they cost the target and what they keep of its answer.
 
     Args:
-        settings: those on the front are joined and named; several of one policy share its colour.
+        settings: those that no other beats in both are joined and named; a policy has one colour.
         quality: what the y axis shows, in words.
     """
     figure, ax = _one(4.0)
-    front = sorted((s for s in settings if s.on_front), key=lambda s: s.cost)
+    front = _front(settings)
     ax.plot(
         [s.cost for s in front],
         [s.quality for s in front],
@@ -498,7 +497,7 @@ def pareto(settings: Sequence[Setting], quality: str) -> Figure:
         ax.scatter(
             [s.cost for s in of_policy],
             [s.quality for s in of_policy],
-            s=[34 if s.on_front else 18 for s in of_policy],
+            s=[34 if s in front else 18 for s in of_policy],
             color=colour,
             alpha=0.9,
             edgecolor=COLOURS["paper"],
@@ -672,6 +671,15 @@ def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             va="bottom" if number % 2 == 0 else "top",
             fontsize=7,
         )
+
+
+def _front(settings: Sequence[Setting]) -> list[Setting]:
+    """Those that are better than every cheaper one, cheapest first."""
+    front: list[Setting] = []
+    for setting in sorted(settings, key=lambda s: (s.cost, -s.quality)):
+        if not front or setting.quality > front[-1].quality:
+            front.append(setting)
+    return front
 
 
 def _whiskers(ax: Axes, column: Sequence[Estimate | None], offset: float, colour: str, label: str) -> None:

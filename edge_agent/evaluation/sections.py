@@ -122,8 +122,8 @@ def _routing(runs: Sequence[Run]) -> Section:
     return Section(
         name="routing",
         title="Routing",
-        lead="Which questions go to the cloud, and what that buys. Hard: the edge is wrong."
-        " Need: the edge is wrong and the cloud is right.",
+        lead="Which questions go to the cloud, and what that buys. Hard: the edge is wrong. Need: the edge"
+        " is wrong and the cloud is right. In RouteLLM's labels the edge is Mixtral-8x7B, the cloud GPT-4.",
         parts=[together, *(_routing_view(view) for view in views)],
     )
 
@@ -506,6 +506,7 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
             "acceptance rate",
             "α̂",
             "target passes per token",
+            "seconds per token",
             "agreement",
             "accuracy",
         ],
@@ -517,6 +518,7 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
                 _share(x.acceptance_rate),
                 _number(x.alpha_hat, 2),
                 _number(x.passes_per_token, 3),
+                _number(x.seconds_per_token, 3),
                 _share(x.agreement),
                 _share(x.accuracy),
             ]
@@ -525,10 +527,11 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
         note=f"{INTERVALS} Acceptance rate: accepted / drafted. α̂: accepted / (accepted + rounds that end in"
         " a rejection). Agreement: share of positions equal to the lossless answer's.",
     )
+    most = max(x.num_questions for x in s.settings)
     pictures = []
     for quality, title, get in _QUALITIES:
         points = [
-            Setting(x.setting, x.policy, x.passes_per_token.value, value.value, x.on_front)
+            Setting(x.setting, x.policy, x.passes_per_token.value, value.value)
             for x in s.settings
             if (value := get(x)) is not None
         ]
@@ -537,7 +540,8 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
                 Picture(
                     name=f"speculation-{run.name}-pareto-{_slug(quality)}",
                     title=title,
-                    caption="Every setting; large and joined: no other is cheaper and as good.",
+                    caption="Large and joined: no other setting is as cheap and better."
+                    f" n = {most:,} questions.",
                     figure=plots.pareto(points, quality),
                 )
             )
@@ -551,7 +555,8 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
             name=f"speculation-{run.name}-categories",
             title="Acceptance length by category",
             caption="Each policy at its longest draft. Dotted: 1, where no draft token is accepted, and the"
-            " most that a round can give where the policies share it. Lines: 95% interval.",
+            " most that a round can give where the policies share it. Lines: 95% interval."
+            f" n = {most:,} questions.",
             figure=plots.acceptance_by_category(
                 {x.setting: x.by_category for x in longest}, gammas.pop() + 1.0 if len(gammas) == 1 else None
             ),
@@ -568,7 +573,7 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
             Picture(
                 name=f"speculation-{run.name}-draft-length",
                 title="Acceptance length against draft length",
-                caption="Band: 95% interval. Dotted: every draft token accepted.",
+                caption=f"Band: 95% interval. Dotted: every draft token accepted. n = {most:,} questions.",
                 figure=plots.acceptance_by_draft_length(lines),
             )
         )

@@ -58,7 +58,7 @@ FIGURES = {
         np.array([10.0, 300.0]), np.array([12.0, 512.0]), np.array([False, True])
     ),
     "pareto": lambda: plots.pareto(
-        [Setting("lossless-8", "lossless", 0.4, 1.0, True), Setting("bild-8", "bild", 0.5, 0.9, False)],
+        [Setting("lossless-8", "lossless", 0.4, 1.0), Setting("bild-8", "bild", 0.5, 0.9)],
         "agreement",
     ),
     "acceptance_by_category": lambda: plots.acceptance_by_category(
@@ -133,6 +133,12 @@ def test_fifty_seven_subjects_are_all_named_and_do_not_touch():
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
     assert len(boxes) == 57
     assert all(below.y1 <= above.y0 for above, below in pairwise(boxes))
+
+
+def test_only_settings_that_no_other_beats_are_named_on_the_front():
+    points = {"a": (0.2, 0.8), "b": (0.3, 0.8), "c": (0.3, 0.9), "d": (0.5, 0.85), "e": (0.6, 1.0)}
+    shown = texts(plots.pareto([Setting(name, "bild", *at) for name, at in points.items()], "agreement"))
+    assert [name for name in points if name in shown] == ["a", "c", "e"]
 
 
 def test_answers_that_were_cut_off_are_marked_apart_and_counted():
@@ -232,32 +238,33 @@ def quick():
         yield
 
 
-def report(tmp_path: Path, *runs: tuple[str, list[Row]], **identity: object) -> tuple[str, str]:
-    """HTML and Markdown of a report on runs, checked for wholeness."""
-    folders = [
-        write_run(tmp_path / f"run {number}", experiment, rows, **identity)
+def folders_of(tmp_path: Path, *runs: tuple[str, list[Row]]) -> list[Path]:
+    return [
+        write_run(tmp_path / f"run {number}", experiment, rows)
         for number, (experiment, rows) in enumerate(runs)
     ]
-    files = write_report(folders, tmp_path / "out")
-    html = files.page.read_text("utf-8")
-    check_page(html)
-    assert {path.suffix for path in files.plots} <= {".png", ".svg"}
-    for path in files.plots:
-        assert path.stat().st_size > 1000
-        assert html.count(f'<figure id="{path.stem}">') == 1
-    return html, files.summary.read_text("utf-8")
+
+
+def report(tmp_path: Path, *runs: tuple[str, list[Row]]) -> str:
+    """Markdown of a report on runs, its page checked for wholeness; the pictures are left empty."""
+    page = Page(title="", subtitle="", sections=sections.sections(folders_of(tmp_path, *runs)))
+    check_page(to_html(page, {p.name: "<svg></svg>" for p in page.pictures}, plots.COLOURS, plots.DARK))
+    return to_markdown(page, "plots")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """HTML and Markdown of two routing runs, the second with labels too, and one run of each other kind."""
-    return report(
-        tmp_path_factory.mktemp("whole"),
+    """Files, HTML and Markdown of two routing runs, one with labels too, and of one run of each other kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    runs = folders_of(
+        folder,
         ("routing", routing_rows(80, change=change(labels={}))),
         ("speculation", speculation_rows()),
         ("length", length_rows()),
         ("routing", routing_rows(60, seed=1)),
     )
+    files = write_report(runs, folder / "out")
+    return files, files.page.read_text("utf-8"), files.summary.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +284,7 @@ def whole(tmp_path_factory):
     ],
 )
 def test_every_plot_is_on_the_page_and_in_the_summary(whole, title):
-    html, markdown = whole
+    _, html, markdown = whole
     assert f"<b>{title}</b>" in html
     assert f"![{title}]" in markdown
 
@@ -295,22 +302,32 @@ def test_every_plot_is_on_the_page_and_in_the_summary(whole, title):
     ],
 )
 def test_the_head_of_an_experiment_says_what_was_run_and_on_what(whole, fact):
-    assert all(fact in text for text in whole)
+    assert all(fact in text for text in whole[1:])
 
 
 def test_a_package_that_was_not_there_has_no_version(whole):
-    assert "llama-cpp-python" not in whole[0]
+    assert "llama-cpp-python" not in whole[1]
+
+
+def test_a_report_is_a_page_a_summary_and_every_plot_in_two_forms(whole):
+    files, html, markdown = whole
+    check_page(html)
+    plots_of = {suffix: {p.stem for p in files.plots if p.suffix == suffix} for suffix in (".png", ".svg")}
+    assert plots_of[".png"] == plots_of[".svg"] == set(re.findall(r'<figure id="([^"]*)">', html))
+    assert {f"plots/{name}.png" for name in plots_of[".png"]} == set(re.findall(r"\]\(([^)]*)\)", markdown))
+    assert all(path.stat().st_size > 1000 for path in files.plots)
+    assert html.count("<svg") == len(plots_of[".svg"])
 
 
 def test_every_table_of_figures_says_what_its_intervals_are(whole):
-    tables = re.findall(r"\*\*([^*]+)\*\*\n\n((?:\|.*\n)+)\n(.*)", whole[1])
+    tables = re.findall(r"\*\*([^*]+)\*\*\n\n((?:\|.*\n)+)\n(.*)", whole[2])
     with_intervals = {title: note for title, body, note in tables if re.search(r"\d%? \[-?\d", body)}
     assert len(with_intervals) >= 5
     assert {title for title, note in with_intervals.items() if "95%" not in note} == set()
 
 
 def test_runs_of_one_experiment_stand_side_by_side_and_others_apart(whole):
-    html, markdown = whole
+    _, html, markdown = whole
     assert [line for line in markdown.splitlines() if line.startswith("## ")] == [
         "## Routing",
         "## Answer length",
@@ -322,7 +339,7 @@ def test_runs_of_one_experiment_stand_side_by_side_and_others_apart(whole):
 
 def test_two_runs_of_length_or_speculation_share_tables(tmp_path):
     rows = [row for row in speculation_rows(4) if row["policy"] == "lossless"]
-    _, markdown = report(
+    markdown = report(
         tmp_path,
         ("speculation", rows),
         ("speculation", rows[:4]),
@@ -335,7 +352,7 @@ def test_two_runs_of_length_or_speculation_share_tables(tmp_path):
 
 
 def test_runs_of_the_same_data_and_models_are_told_apart_by_their_folders(tmp_path):
-    _, markdown = report(tmp_path, ("routing", []), ("routing", []))
+    markdown = report(tmp_path, ("routing", []), ("routing", []))
     assert "mmlu: edge-0.5b → cloud-1.5b (run 0)" in markdown
     assert "mmlu: edge-0.5b → cloud-1.5b (run 1)" in markdown
 
@@ -367,7 +384,7 @@ ROUTING_GAPS = {
 
 @pytest.mark.parametrize(("rows", "said"), ROUTING_GAPS.values(), ids=ROUTING_GAPS)
 def test_what_a_routing_run_lacks_is_named(tmp_path, rows, said):
-    _, markdown = report(tmp_path, ("routing", rows))
+    markdown = report(tmp_path, ("routing", rows))
     if said is not None:
         missing = markdown.partition("Not shown:")[2]
         assert said in missing
@@ -375,13 +392,13 @@ def test_what_a_routing_run_lacks_is_named(tmp_path, rows, said):
 
 @pytest.mark.parametrize("experiment", ["length", "speculation"])
 def test_a_run_without_rows_is_named_as_such(tmp_path, experiment):
-    _, markdown = report(tmp_path, (experiment, []))
+    markdown = report(tmp_path, (experiment, []))
     assert "no answer yet" in markdown
 
 
 def test_speculation_at_one_draft_length_says_that_it_shows_no_sweep(tmp_path):
     rows = [row for row in speculation_rows() if row["setting"] == "lossless-8"]
-    _, markdown = report(tmp_path, ("speculation", rows))
+    markdown = report(tmp_path, ("speculation", rows))
     assert "every setting has the same draft length" in markdown
 
 
