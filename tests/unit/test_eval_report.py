@@ -254,7 +254,7 @@ def report(tmp_path: Path, *runs: tuple[str, list[Row]]) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Files, HTML and Markdown of two routing runs, one with labels too, and of one run of each other kind."""
+    """Files, HTML and Markdown: two routing runs, one of them labelled, and one run of each other kind."""
     folder = tmp_path_factory.mktemp("whole")
     runs = folders_of(
         folder,
