@@ -45,6 +45,9 @@ def serve(
     slots: Annotated[int | None, typer.Option(help=_help("slots"))] = None,
     context_tokens: Annotated[int | None, typer.Option(help=_help("context_tokens"))] = None,
     max_draft_tokens: Annotated[int | None, typer.Option(help=_help("max_draft_tokens"))] = None,
+    lossy_policies: Annotated[
+        bool | None, typer.Option("--lossy-policies/--no-lossy-policies", help=_help("lossy_policies"))
+    ] = None,
     cache_type: Annotated[str | None, typer.Option(help=_help("cache_type"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     gpu_layers: Annotated[int | None, typer.Option(help=_help("gpu_layers"))] = None,

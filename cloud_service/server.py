@@ -78,7 +78,9 @@ async def serve(
     address = _bind(server, config.listen)
     target = await asyncio.to_thread(load)
     await target.warm_up()
-    servicer = SpeculationServicer(target, max_draft_tokens=config.max_draft_tokens)
+    servicer = SpeculationServicer(
+        target, max_draft_tokens=config.max_draft_tokens, lossy_policies=config.lossy_policies
+    )
     health_servicer = health.aio.HealthServicer()
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

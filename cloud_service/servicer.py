@@ -26,7 +26,8 @@ from shared.errors import (
     UnexpectedMessage,
     outcome,
 )
-from shared.messages import Finished, FinishReason, Message, Open, Opened, Tokens, Usage
+from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy, Tokens, Usage
+from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import draw
 from shared.session import CloudSession
 
@@ -71,8 +72,13 @@ class _Stream:
 class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
     """The three calls of `duet.v1.SpeculationService` over one target."""
 
-    def __init__(self, target: Target, *, max_draft_tokens: int) -> None:
+    def __init__(self, target: Target, *, max_draft_tokens: int, lossy_policies: bool = True) -> None:
+        """
+        Args:
+            lossy_policies: whether a stream may ask for one; otherwise it gets `lossless`.
+        """
         self._target = target
+        self._policies = list(Policy) if lossy_policies else [Policy.LOSSLESS]
         self._max_draft_tokens = max_draft_tokens
         self._streams: set[_Stream] = set()
         self._all_ended = asyncio.Event()
@@ -101,7 +107,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
     ) -> AsyncGenerator[pb2.SpeculateResponse, None]:
         try:
             request = await self._first_message(request_iterator)
-            with self._admit(request, "speculate") as stream:
+            with self._admit(request, "speculate", self._granted(request)) as stream:
                 async with aclosing(self._speculate(stream, request_iterator)) as messages:
                     async for message in messages:
                         yield message
@@ -112,7 +118,8 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         self, request: pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[pb2.GenerateResponse, None]:
         try:
-            with self._admit(wire.decode_open(request.open), "generate") as stream:
+            # The target's own text: there is nothing to be tolerant of.
+            with self._admit(wire.decode_open(request.open), "generate", Policy.LOSSLESS) as stream:
                 async with aclosing(self._generate(stream)) as messages:
                     async for message in messages:
                         yield message
@@ -130,7 +137,11 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             vocabulary_sha256=target.vocabulary.sha256,
             vocabulary=wire.encode_vocabulary(target.vocabulary) if request.include_vocabulary else [],
             end_token_ids=sorted(target.end_token_ids),
+            policies=[wire.POLICY[policy] for policy in self._policies],
         )
+
+    def _granted(self, request: Open) -> Policy:
+        return request.policy if request.policy in self._policies else Policy.LOSSLESS
 
     async def _first_message(self, requests: AsyncIterator[pb2.SpeculateRequest]) -> Open:
         async for message in requests:
@@ -140,11 +151,11 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         raise UnexpectedMessage("the stream ended before Open")
 
     @contextmanager
-    def _admit(self, request: Open, kind: str) -> Iterator[_Stream]:
+    def _admit(self, request: Open, kind: str, policy: Policy) -> Iterator[_Stream]:
         """Check a request against the target and keep count of it while it runs."""
         if self._draining:
             raise CloudUnavailable("the service is shutting down; use another replica, or try again later")
-        stream = self._open(request)
+        stream = self._open(request, policy)
         self._streams.add(stream)
         self._all_ended.clear()
         try:
@@ -157,6 +168,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             log.info(
                 "stream ended",
                 kind=kind,
+                policy=policy.value,
                 reason=reason.value if reason else "cancelled",
                 prompt_tokens=len(stream.opened.prompt_token_ids),
                 completion_tokens=len(stream.session.committed),
@@ -164,7 +176,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                 seconds=round(time.monotonic() - stream.began, 3),
             )
 
-    def _open(self, request: Open) -> _Stream:
+    def _open(self, request: Open, policy: Policy) -> _Stream:
         target = self._target
         chat = [part for part in request.prompt if isinstance(part, Message)]
         ids = [part for part in request.prompt if isinstance(part, int)]
@@ -179,6 +191,10 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                 f" {target.context_tokens}; shorten it, or serve with a larger --context-tokens"
             )
         max_tokens = min(request.max_tokens or room, room)
+        rollback_threshold = None
+        if policy is Policy.BILD:
+            asked = request.rollback_threshold
+            rollback_threshold = DEFAULT_ROLLBACK_THRESHOLD if asked is None else asked
         opened = Opened(
             model=target.name,
             prompt_token_ids=tuple(prompt),
@@ -187,6 +203,8 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             max_tokens=max_tokens,
             max_draft_tokens=self._max_draft_tokens,
             vocabulary_sha256=target.vocabulary.sha256,
+            policy=policy,
+            rollback_threshold=rollback_threshold,
         )
         session = CloudSession(
             committed=request.committed,
@@ -194,6 +212,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             max_draft_tokens=self._max_draft_tokens,
             end_token_ids=target.end_token_ids,
             legal_token_ids=target.vocabulary.legal_ids,
+            rollback_threshold=rollback_threshold,
         )
         return _Stream(request, opened, session)
 
@@ -216,13 +235,16 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                     text = stream.text
                     text += round_.token_ids[: round_.num_positions - 1]  # the last one's row is not read
                     scores = await sequence.score(
-                        text, num_rows=round_.num_positions, width=request.sampling.row_width
+                        text,
+                        num_rows=round_.num_positions,
+                        width=request.sampling.row_width,
+                        proposed=round_.token_ids if session.needs_logprobs else None,
                     )
                     stream.num_computed_tokens = sequence.num_computed_tokens
                     targets = draw(scores.rows, request.sampling, request.seed, round_.start).tolist()
                     if session.done:
                         break  # handed back while the target worked
-                    verdict = session.judge(round_, targets, scores.timings)
+                    verdict = session.judge(round_, targets, scores.timings, logprobs=scores.logprobs)
                     yield pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict))
             yield pb2.SpeculateResponse(finished=wire.encode_finished(stream.finished()))
             # A call that ends while its edge writes a draft loses what the edge has not read: let it hang up.

@@ -18,7 +18,7 @@ from edge_agent.routing.router import Router
 from shared.config import EdgeConfig
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.events import Answer, Event, Notice, Text, Token
-from shared.messages import FinishReason, Message, Open
+from shared.messages import FinishReason, Message, Open, Policy
 from shared.routing import Decision
 from shared.sampling import Sampling
 from shared.session import Origin
@@ -34,6 +34,7 @@ class _Tally:
     last_token: float | None = None
     prompt_tokens: int = 0
     cloud_model: str | None = None
+    policy: Policy | None = None
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
@@ -50,6 +51,7 @@ class _Tally:
         elif isinstance(step, Prompted):
             self.prompt_tokens = step.num_prompt_tokens
             self.cloud_model = step.cloud_model
+            self.policy = step.policy
         elif isinstance(step, Round):
             self.num_rounds += 1
             self.num_drafted += step.num_drafted
@@ -111,6 +113,8 @@ class Agent:
                 temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p
             ),
             seed=secrets.randbits(64) if config.seed is None else config.seed,
+            policy=config.policy,
+            rollback_threshold=config.rollback_threshold if config.policy is Policy.BILD else None,
             max_tokens=config.max_tokens,
         )
         num_dropped = 0
@@ -163,7 +167,14 @@ class Agent:
         if config.mode == "auto":
             assert self._router is not None
             return auto(self._edge, self._cloud, self._router, request, config, meter, private)
-        return modes.speculate(self._edge, self._cloud, request, config.max_draft_tokens, meter)
+        return modes.speculate(
+            self._edge,
+            self._cloud,
+            request,
+            config.max_draft_tokens,
+            meter,
+            stop_below=config.fallback_threshold,
+        )
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
         num = len(tally.tokens)
@@ -175,6 +186,8 @@ class Agent:
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=num,
             rounds=tally.num_rounds,
+            target_passes=tally.num_rounds + sum(token.origin is Origin.CLOUD for token in tally.tokens),
+            policy=tally.policy,
             acceptance_length=num / tally.num_rounds if tally.num_rounds else None,
             drafted_tokens=tally.num_drafted,
             accepted_tokens=tally.num_accepted,

@@ -62,7 +62,14 @@ async def with_fallbacks(
 ) -> AsyncGenerator[Step, None]:
     """The target's answer; what cannot even begin is replaced by the next best, with a notice."""
     attempts = {
-        Route.SPECULATE: lambda: modes.speculate(edge, remote, request, config.max_draft_tokens, meter),
+        Route.SPECULATE: lambda: modes.speculate(
+            edge,
+            remote,
+            request,
+            config.max_draft_tokens,
+            meter,
+            stop_below=config.fallback_threshold,
+        ),
         Route.CLOUD: lambda: modes.cloud(remote, request, meter),
         Route.LOCAL: lambda: modes.local(edge, request),
     }
@@ -111,7 +118,15 @@ async def watched(
                 watch = None
                 resumed = replace(request, committed=tuple(shown))
                 drafted = [token.id for token in held]
-                stream = modes.speculate(edge, remote, resumed, config.max_draft_tokens, meter, drafted)
+                stream = modes.speculate(
+                    edge,
+                    remote,
+                    resumed,
+                    config.max_draft_tokens,
+                    meter,
+                    drafted,
+                    stop_below=config.fallback_threshold,
+                )
                 async with aclosing(stream):
                     try:
                         opened = await anext(stream)

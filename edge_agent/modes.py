@@ -12,7 +12,7 @@ from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
 from shared.errors import PromptTooLong
 from shared.events import Notice, Token
-from shared.messages import Finished, FinishReason, Message, Open, Opened
+from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy
 from shared.routing import Decision
 from shared.session import EdgeSession, EdgeState, Origin
 from shared.vocab import ids_to_mask
@@ -24,6 +24,8 @@ class Prompted:
 
     num_prompt_tokens: int
     cloud_model: str | None
+    policy: Policy | None = None
+    """In force, in mode `speculate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,13 @@ async def speculate(
     max_draft_tokens: int,
     meter: Meter,
     drafted: Sequence[int] = (),
+    *,
+    stop_below: float = 0.0,
 ) -> AsyncGenerator[Step, None]:
-    """The edge drafts, the target verifies; the text is the target's own (design: lossless).
+    """The edge drafts, the target verifies; under policy `lossless` the text is the target's own.
 
     Args:
+        stop_below: as in `LlamaDrafter`; where a draft ends before its first token, the target is asked.
         drafted: tokens that the edge made already, after those committed: they are the first drafts.
     """
     session = EdgeSession(request.committed)
@@ -105,7 +110,11 @@ async def speculate(
         if opened.vocabulary_sha256 != edge.model.vocabulary.sha256:
             masked = ids_to_mask(edge.model.vocabulary, (await remote.describe()).vocabulary)
         drafter = LlamaDrafter(edge, masked)
-        yield Prompted(len(opened.prompt_token_ids), opened.model)
+        yield Prompted(len(opened.prompt_token_ids), opened.model, opened.policy)
+        if opened.policy is not request.policy:
+            yield Notice(
+                f"the cloud does not verify by policy {request.policy.value}: it is {opened.policy.value} now"
+            )
         ahead = list(takewhile(lambda token: token not in masked, drafted))
         while session.state is not EdgeState.DONE:
             if session.state is EdgeState.DRAFTING:
@@ -118,6 +127,7 @@ async def speculate(
                     seed=request.seed,
                     start=len(session.committed),
                     end_token_ids=opened.end_token_ids,
+                    stop_below=stop_below,
                 )
                 await stream.send(session.send_draft(draft, more=False))
             message = await stream.receive()

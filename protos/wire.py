@@ -5,6 +5,8 @@ Decoders check what protobuf cannot say and raise InvalidRequest naming the fiel
 
 from __future__ import annotations
 
+import math
+
 from protos.duet.v1 import speculation_pb2 as pb2
 from shared.errors import InvalidRequest
 from shared.messages import (
@@ -29,8 +31,8 @@ _FINISH = {
     FinishReason.DRAIN: pb2.FINISH_REASON_DRAIN,
 }
 _FINISH_BACK = {wire: reason for reason, wire in _FINISH.items()}
-_POLICY = {Policy.LOSSLESS: pb2.POLICY_LOSSLESS}
-_POLICY_BACK = {wire: policy for policy, wire in _POLICY.items()} | {pb2.POLICY_UNSPECIFIED: Policy.LOSSLESS}
+POLICY = {Policy.LOSSLESS: pb2.POLICY_LOSSLESS, Policy.BILD: pb2.POLICY_BILD}
+_POLICY_BACK = {wire: policy for policy, wire in POLICY.items()} | {pb2.POLICY_UNSPECIFIED: Policy.LOSSLESS}
 _KIND = {
     TokenKind.PADDING: pb2.TOKEN_KIND_UNSPECIFIED,
     TokenKind.TEXT: pb2.TOKEN_KIND_TEXT,
@@ -49,7 +51,8 @@ def encode_open(message: Open) -> pb2.Open:
         committed=message.committed,
         sampling=encode_sampling(message.sampling),
         seed=message.seed,
-        policy=_POLICY[message.policy],
+        policy=POLICY[message.policy],
+        rollback_threshold=message.rollback_threshold,
         limits=pb2.Limits(max_tokens=message.max_tokens),
         predicted_length=message.predicted_length,
     )
@@ -71,19 +74,28 @@ def decode_open(wire: pb2.Open) -> Open:
         prompt = tuple(wire.prompt_token_ids.ids)
     if not prompt:
         raise InvalidRequest("the prompt is empty")
-    if wire.policy not in _POLICY_BACK:
-        raise InvalidRequest(f"policy {wire.policy} is not known to this service")
     if wire.limits.HasField("max_tokens") and wire.limits.max_tokens == 0:
         raise InvalidRequest("limits.max_tokens must be 1 or more")
+    if wire.HasField("rollback_threshold") and not 0.0 < wire.rollback_threshold < math.inf:
+        raise InvalidRequest(
+            f"rollback_threshold must be above 0 nats and finite, got {wire.rollback_threshold!r}"
+        )
     return Open(
         prompt=prompt,
         committed=tuple(wire.committed),
         sampling=decode_sampling(wire.sampling),
         seed=wire.seed,
-        policy=_POLICY_BACK[wire.policy],
+        policy=_decode_policy(wire.policy),
+        rollback_threshold=wire.rollback_threshold if wire.HasField("rollback_threshold") else None,
         max_tokens=wire.limits.max_tokens if wire.limits.HasField("max_tokens") else None,
         predicted_length=wire.predicted_length if wire.HasField("predicted_length") else None,
     )
+
+
+def _decode_policy(wire: pb2.Policy) -> Policy:
+    if wire not in _POLICY_BACK:
+        raise InvalidRequest(f"policy {wire} is not known to this side; update it, or use lossless")
+    return _POLICY_BACK[wire]
 
 
 def encode_sampling(sampling: Sampling) -> pb2.Sampling:
@@ -109,6 +121,8 @@ def encode_opened(message: Opened) -> pb2.Opened:
         max_tokens=message.max_tokens,
         max_draft_tokens=message.max_draft_tokens,
         vocabulary_sha256=message.vocabulary_sha256,
+        policy=POLICY[message.policy],
+        rollback_threshold=message.rollback_threshold,
     )
 
 
@@ -121,6 +135,8 @@ def decode_opened(wire: pb2.Opened) -> Opened:
         max_tokens=wire.max_tokens,
         max_draft_tokens=wire.max_draft_tokens,
         vocabulary_sha256=wire.vocabulary_sha256,
+        policy=_decode_policy(wire.policy),
+        rollback_threshold=wire.rollback_threshold if wire.HasField("rollback_threshold") else None,
     )
 
 

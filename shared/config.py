@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidSetting, UnknownSetting
+from shared.messages import Policy
+from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import MAX_TOP_K
 from shared.session import MAX_ROUND_TOKENS
 
@@ -77,6 +79,12 @@ class EdgeConfig(_Settings):
     """The answer ends before any of these texts."""
     max_draft_tokens: int = Field(4, ge=1, le=MAX_ROUND_TOKENS)
     """Draft tokens per round."""
+    policy: Policy = Policy.LOSSLESS
+    """How the cloud verifies drafts: lossless gives its own text; bild keeps drafts that it finds likely."""
+    fallback_threshold: float = Field(0.0, ge=0.0, le=1.0)
+    """A draft ends where the edge's likeliest token is below this probability; 0 never."""
+    rollback_threshold: float = Field(DEFAULT_ROLLBACK_THRESHOLD, gt=0.0, allow_inf_nan=False)
+    """Nats; under bild a draft token stands while minus the log of its probability is at most this."""
     context_tokens: int = Field(4096, ge=64)
     """Prompt and completion of the edge model, in tokens."""
     threads: int | None = Field(None, ge=1)
@@ -130,6 +138,8 @@ class CloudConfig(_Settings):
     """Prompt and completion of one stream, in tokens."""
     max_draft_tokens: int = Field(32, ge=1, le=MAX_ROUND_TOKENS)
     """The longest single draft that is taken."""
+    lossy_policies: bool = True
+    """Streams may ask for a policy that is not lossless; otherwise all get lossless, and are told so."""
     cache_type: CacheType = "f16"
     """Type of the KV cache."""
     threads: int | None = Field(None, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.messages import FinishReason
+from shared.messages import FinishReason, Policy
 from shared.routing import Decision
 from shared.session import Origin
 
@@ -48,6 +48,10 @@ class Answer:
     completion_tokens: int
     rounds: int
     """Verifications; 0 unless the mode is `speculate`."""
+    target_passes: int
+    """Passes of the target after it read the prompt: verifications, and tokens that it made on its own."""
+    policy: Policy | None
+    """Of verification, in force; None unless the mode is `speculate`."""
     acceptance_length: float | None
     """Committed tokens per round: accepted ones and the target's own, 1 to draft length + 1."""
     drafted_tokens: int

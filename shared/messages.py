@@ -21,7 +21,12 @@ class FinishReason(str, Enum):
 
 
 class Policy(str, Enum):
+    """How the target verifies drafts; see `shared.policies`."""
+
     LOSSLESS = "lossless"
+    """Tokens that are the target's own stand."""
+    BILD = "bild"
+    """Tokens that the target finds likely enough stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Open:
     seed: int
     committed: tuple[int, ...] = ()
     policy: Policy = Policy.LOSSLESS
+    rollback_threshold: float | None = None
+    """Nats, > 0, under `bild`; None leaves it to the service."""
     max_tokens: int | None = None
     predicted_length: int | None = None
 
@@ -52,6 +59,9 @@ class Opened:
     max_tokens: int
     max_draft_tokens: int
     vocabulary_sha256: str
+    policy: Policy = Policy.LOSSLESS
+    rollback_threshold: float | None = None
+    """Nats; None unless the policy is `bild`."""
 
 
 @dataclass(frozen=True, slots=True)

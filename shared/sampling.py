@@ -104,6 +104,59 @@ def rows_from_logits(logits: Sequence[NDArray[np.float32]], k: int) -> Rows:
     return Rows(ids, logprobs)
 
 
+def logprobs_from_logits(logits: Sequence[NDArray[np.float32]], token_ids: Sequence[int]) -> Float:
+    """Log-probability of one token at each of the first positions.
+
+    Args:
+        logits: as in `rows_from_logits`, which has checked them.
+        token_ids: [<= num_positions]
+    Returns:
+        [len(token_ids)], nats.
+    """
+    logprobs = np.empty(len(token_ids), np.float64)
+    for i, (row, token) in enumerate(zip(logits, token_ids, strict=False)):
+        peak = float(row.max())
+        log_total = peak + float(np.log(np.exp(row - peak).sum(dtype=np.float64)))
+        logprobs[i] = min(float(row[token]) - log_total, 0.0)
+    return logprobs
+
+
+def logprobs_in_rows(rows: Rows, token_ids: Sequence[int]) -> Float:
+    """Log-probability of one token at each of the first positions, as far as the rows tell.
+
+    A token outside its row gets -inf. It has at most the probability of the row's last one, and so at most
+    1 / (k + 1): with k = 64 it is 4.17 nats away at least.
+
+    Args:
+        token_ids: [<= num_positions]
+    Returns:
+        [len(token_ids)], nats.
+    """
+    count = len(token_ids)
+    found = rows.token_ids[:count] == np.array(token_ids, np.int64)[:, None]
+    best: Float = np.where(found, rows.logprobs[:count], -np.inf).max(axis=1, initial=-np.inf)
+    return np.minimum(best, 0.0)
+
+
+_MASS_TOLERANCE = 1e-3
+"""What log-probabilities in float32 over a large vocabulary may be off by."""
+
+
+def check_rows(rows: Rows) -> None:
+    """Refuse what is no distribution.
+
+    Raises:
+        ValueError: a NaN, a row without any possible token, or one whose probabilities sum to more than one.
+    """
+    mass = np.exp(rows.logprobs).sum(axis=1)
+    if np.isnan(mass).any():
+        raise ValueError("the model gave a NaN")
+    if not np.isfinite(rows.logprobs[:, 0]).all():
+        raise ValueError("the model gave no finite probability")
+    if (mass > 1.0 + _MASS_TOLERANCE).any():
+        raise ValueError(f"the model gave probabilities that sum to {mass.max():.4g}, not to one")
+
+
 def _top_ids(row: NDArray[np.float32], k: int) -> Int:
     """Ids of the k largest, best first. A partition alone would choose among equals at random."""
     if k == 1:

@@ -25,7 +25,7 @@ from enum import Enum, auto
 
 from shared.errors import FutureEpoch, InvalidDraft, UnexpectedMessage
 from shared.messages import NO_TIMINGS, Draft, Finished, FinishReason, Opened, Timings, Verdict
-from shared.policies import num_accepted
+from shared.policies import Float, num_accepted, num_tolerated
 
 
 class Origin(str, Enum):
@@ -298,6 +298,7 @@ class CloudSession:
         max_draft_tokens: int,
         end_token_ids: frozenset[int],
         legal_token_ids: Container[int],
+        rollback_threshold: float | None = None,
     ) -> None:
         """
         Args:
@@ -305,6 +306,7 @@ class CloudSession:
             max_tokens: completion tokens at most, committed ones included.
             max_draft_tokens: per draft message.
             legal_token_ids: ids that a draft may propose.
+            rollback_threshold: nats, of policy `bild`; None is `lossless`.
         """
         self.state = CloudState.LISTENING
         self.epoch = 0
@@ -315,6 +317,7 @@ class CloudSession:
         self._max_draft_tokens = max_draft_tokens
         self._end_token_ids = end_token_ids
         self._legal_token_ids = legal_token_ids
+        self._rollback_threshold = rollback_threshold
         self._waiting: deque[Draft] = deque()
         self._admitted: dict[int, Draft] = {}
         self._expected_start = len(self.committed)
@@ -362,14 +365,32 @@ class CloudSession:
         bonus = last and len(scored) == len(drafted) and self._may_continue(start, scored)
         return Round(start, tuple(scored), len(drafted), last, bonus)
 
-    def judge(self, round_: Round, target_ids: Sequence[int], timings: Timings = NO_TIMINGS) -> Verdict:
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether `judge` asks how likely the draft tokens are."""
+        return self._rollback_threshold is not None
+
+    def judge(
+        self,
+        round_: Round,
+        target_ids: Sequence[int],
+        timings: Timings = NO_TIMINGS,
+        *,
+        logprobs: Float | None = None,
+    ) -> Verdict:
         """Decide a round.
 
         Args:
             target_ids: [round_.num_positions], the target's token at each position (`sampling.draw`).
+            logprobs: [len(round_.token_ids)], nats, the target's own of the draft tokens, before any sampling
+                setting; where the session `needs_logprobs`.
         """
         self.num_rounds += 1
-        accepted = num_accepted(round_.token_ids, target_ids)
+        if self._rollback_threshold is None:
+            accepted = num_accepted(round_.token_ids, target_ids)
+        else:
+            assert logprobs is not None, "policy bild judges by log-probabilities"
+            accepted = num_tolerated(round_.token_ids, target_ids, logprobs, self._rollback_threshold)
         rejected = accepted < len(round_.token_ids)
         next_token = int(target_ids[accepted]) if rejected or round_.bonus else None
         self.committed += round_.token_ids[:accepted]

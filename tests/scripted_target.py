@@ -13,7 +13,7 @@ import numpy as np
 
 from cloud_service.targets.base import GenerateOptions, Scores
 from shared.messages import NO_TIMINGS, Message
-from shared.sampling import Rows
+from shared.sampling import Rows, logprobs_in_rows
 from shared.vocab import TokenKind, Vocabulary
 
 VOCABULARY_SIZE = 256
@@ -26,10 +26,16 @@ class ScriptedTarget:
     name = "script"
     end_token_ids = frozenset({0})
 
-    def __init__(self, next_token: Callable[[Sequence[int]], int], context_tokens: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        next_token: Callable[[Sequence[int]], int],
+        context_tokens: int = 1 << 20,
+        probability: float = 1.0,
+    ) -> None:
         """
         Args:
             next_token: text so far (prompt included) -> the target's next token.
+            probability: what a row says of that token; all others have none.
         """
         self.context_tokens = context_tokens
         self.vocabulary = Vocabulary(
@@ -39,6 +45,7 @@ class ScriptedTarget:
         self.scored: list[tuple[int, ...]] = []
         """The tokens of each `score` call that were read."""
         self._next_token = next_token
+        self._probability = probability
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         return list("".join(message.content for message in messages).encode())
@@ -50,7 +57,7 @@ class ScriptedTarget:
     async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[ScriptedSequence]:
         self.open_sequences += 1
         try:
-            yield ScriptedSequence(self, self._next_token)
+            yield ScriptedSequence(self, self._next_token, self._probability)
         finally:
             self.open_sequences -= 1
 
@@ -65,18 +72,24 @@ class ScriptedTarget:
 
 
 class ScriptedSequence:
-    def __init__(self, target: ScriptedTarget, next_token: Callable[[Sequence[int]], int]) -> None:
+    def __init__(
+        self, target: ScriptedTarget, next_token: Callable[[Sequence[int]], int], probability: float
+    ) -> None:
         self.num_computed_tokens = 0
         self._target = target
         self._next_token = next_token
+        self._logprob = np.log(probability)
 
-    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+    async def score(
+        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+    ) -> Scores:
         first = len(token_ids) - num_rows + 1
         self._target.scored.append(tuple(token_ids[first:]))
         tokens = [self._next_token(token_ids[:end]) for end in range(first, len(token_ids) + 1)]
         ids = (np.array(tokens)[:, None] + np.arange(width)) % VOCABULARY_SIZE
-        logprobs = np.broadcast_to(np.where(np.arange(width) == 0, 0.0, -np.inf), ids.shape)
-        return Scores(Rows(ids, logprobs), NO_TIMINGS)
+        logprobs = np.broadcast_to(np.where(np.arange(width) == 0, self._logprob, -np.inf), ids.shape)
+        rows = Rows(ids, logprobs)
+        return Scores(rows, NO_TIMINGS, logprobs_in_rows(rows, proposed or ()))
 
     async def generate(
         self, token_ids: Sequence[int], options: GenerateOptions

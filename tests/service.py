@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -32,7 +32,8 @@ from shared.config import EdgeConfig
 from shared.events import Token
 from shared.llama import Extension, LlamaContext, LlamaModel
 from shared.messages import FinishReason, Message, Open
-from shared.sampling import draw, rows_from_logits
+from shared.sampling import draw, logprobs_from_logits, rows_from_logits
+from shared.session import Origin
 
 CONTEXT_TOKENS = 512
 _START_WITHIN_S = 120.0
@@ -200,6 +201,7 @@ async def in_process_cloud(
     max_waiting_streams: int = 64,
     max_wait_s: float = 30.0,
     step_s: float = 0.0,
+    lossy_policies: bool = True,
 ) -> AsyncIterator[InProcessCloud]:
     """Serve a model in float32 throughout, on a free port.
 
@@ -218,7 +220,10 @@ async def in_process_cloud(
     context.step_s = step_s
     target = LlamaCppTarget(model, context, max_waiting_streams=max_waiting_streams, max_wait_s=max_wait_s)
     try:
-        async with serving(target, max_draft_tokens=max_draft_tokens) as (address, servicer):
+        async with serving(target, max_draft_tokens=max_draft_tokens, lossy_policies=lossy_policies) as (
+            address,
+            servicer,
+        ):
             yield InProcessCloud(address, target, servicer, context, slots)
     finally:
         await target.close()
@@ -226,10 +231,10 @@ async def in_process_cloud(
 
 @asynccontextmanager
 async def serving(
-    target: Target, *, max_draft_tokens: int = 32
+    target: Target, *, max_draft_tokens: int = 32, lossy_policies: bool = True
 ) -> AsyncIterator[tuple[str, SpeculationServicer]]:
     """Serve any target on a free port; gives the address."""
-    servicer = SpeculationServicer(target, max_draft_tokens=max_draft_tokens)
+    servicer = SpeculationServicer(target, max_draft_tokens=max_draft_tokens, lossy_policies=lossy_policies)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -290,6 +295,20 @@ class TargetAlone:
             text += pending
         return text
 
+    def judged(self, request: Open, completion: Sequence[int]) -> list[tuple[int, float]]:
+        """At each position of a completion the target's own token, and how likely it finds the one there."""
+        chat = [part for part in request.prompt if isinstance(part, Message)]
+        pending = self.model.render_chat(chat) if chat else list(request.prompt)
+        self._context.rewind(0, 0)
+        found = []
+        for position, token in enumerate(completion):
+            logits = self._context.extend(0, pending, 1)
+            rows = rows_from_logits(logits, request.sampling.row_width)
+            own = int(draw(rows, request.sampling, request.seed, position)[0])
+            found.append((own, float(logprobs_from_logits(logits, [token])[0])))
+            pending = [token]
+        return found
+
     def shown(self, token_ids: Sequence[int]) -> str:
         """The text as a user sees it."""
         return b"".join(map(self.model.piece, token_ids)).decode("utf-8", "replace")
@@ -305,12 +324,18 @@ class Completion:
 
     token_ids: list[int]
     reason: FinishReason
+    num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    origins: list[Origin] = field(default_factory=list)
 
 
-async def speculate(edge: EdgeModel, cloud: Cloud, request: Open, max_draft_tokens: int) -> Completion:
-    return await _collect(modes.speculate(edge, cloud, request, max_draft_tokens, Meter()))
+async def speculate(
+    edge: EdgeModel, cloud: Cloud, request: Open, max_draft_tokens: int, *, stop_below: float = 0.0
+) -> Completion:
+    return await _collect(
+        modes.speculate(edge, cloud, request, max_draft_tokens, Meter(), stop_below=stop_below)
+    )
 
 
 async def generate(cloud: Cloud, request: Open) -> Completion:
@@ -320,14 +345,17 @@ async def generate(cloud: Cloud, request: Open) -> Completion:
 async def _collect(steps: AsyncIterator[modes.Step]) -> Completion:
     completion: Completion | None = None
     token_ids: list[int] = []
-    num_drafted = num_accepted = 0
+    origins: list[Origin] = []
+    num_rounds = num_drafted = num_accepted = 0
     async for step in steps:
         if isinstance(step, Token):
             token_ids.append(step.id)
+            origins.append(step.origin)
         elif isinstance(step, modes.Round):
+            num_rounds += 1
             num_drafted += step.num_drafted
             num_accepted += step.num_accepted
         elif isinstance(step, FinishReason):
-            completion = Completion(token_ids, step, num_drafted, num_accepted)
+            completion = Completion(token_ids, step, num_rounds, num_drafted, num_accepted, origins)
     assert completion is not None, "a mode ends with a reason"
     return completion

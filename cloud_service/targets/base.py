@@ -11,8 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from shared.errors import CloudFailed
 from shared.messages import Message, Timings
-from shared.sampling import Rows, Sampling, draw
+from shared.sampling import Float, Rows, Sampling, check_rows, draw
 from shared.vocab import Vocabulary
 
 
@@ -20,6 +21,15 @@ from shared.vocab import Vocabulary
 class Scores:
     rows: Rows
     timings: Timings
+    logprobs: Float
+    """[len(proposed)], nats, of the proposed tokens; empty where none were named."""
+
+    def __post_init__(self) -> None:
+        """Raises CloudFailed where the rows are no distribution."""
+        try:
+            check_rows(self.rows)
+        except ValueError as error:
+            raise CloudFailed(f"the target failed: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +50,17 @@ class TargetSequence(Protocol):
     num_computed_tokens: int
     """Tokens that the target evaluated for this stream."""
 
-    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+    async def score(
+        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+    ) -> Scores:
         """Rows for the tokens that would follow each of the last `num_rows` tokens of the text.
 
         Args:
             token_ids: prompt, committed tokens and draft.
             width: tokens per row.
+            proposed: [<= num_rows], a token for each of the first rows, whose log-probability is wanted;
+                all but the last row's are in the text. A target that cannot tell one answers -inf. A stream
+                names them in all of its calls, if only an empty list, or in none (None).
         """
         ...
 

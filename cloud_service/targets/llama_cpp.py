@@ -11,18 +11,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cloud_service.scheduling import PassCost, is_step, plan
 from cloud_service.targets.base import GenerateOptions, Scores
 from shared.errors import CloudFailed, CloudOverloaded, DuetError
 from shared.llama import DecodeAborted, Extension, LlamaContext, LlamaModel
 from shared.llama.context import common_prefix
 from shared.messages import Message, Timings
-from shared.sampling import Rows, draw, rows_from_logits
+from shared.sampling import draw, logprobs_from_logits, rows_from_logits
 
 log = logging.getLogger("duet.target")
 
-RowsSink = Callable[[Rows, Timings], "list[int] | None"]
-"""Takes the rows of a finished job, in the engine's thread; returns tokens to go on with, or None."""
+ScoresSink = Callable[[Scores], "list[int] | None"]
+"""Takes the scores of a finished job, in the engine's thread; returns tokens to go on with, or None."""
 
 
 @dataclass(eq=False, slots=True)
@@ -34,8 +37,9 @@ class _Job:
     num_rows: int
     width: int
     sequence: LlamaCppSequence
-    deliver: RowsSink
+    deliver: ScoresSink
     fail: Callable[[DuetError], None]
+    proposed: Sequence[int] = ()
     submitted: float = field(default_factory=time.perf_counter)
     started: float | None = None
     cancelled: bool = False
@@ -240,14 +244,20 @@ class LlamaCppTarget:
         for (job, extension), logits in zip(batch, rows, strict=True):
             job.sequence.num_computed_tokens += len(extension.token_ids)
             if extension.num_rows and not job.cancelled:
-                self._deliver(job, rows_from_logits(logits, job.width), ended)
+                try:
+                    self._deliver(job, logits, ended)
+                except (ValueError, CloudFailed) as error:
+                    # The logits of one stream are no distribution: the others go on.
+                    log.warning("a stream failed: %s", error)
+                    self._fail([job], error)
 
-    def _deliver(self, job: _Job, rows: Rows, now: float) -> None:
+    def _deliver(self, job: _Job, logits: Sequence[NDArray[np.float32]], now: float) -> None:
         assert job.started is not None
         timings = Timings(
             queue_us=int((job.started - job.submitted) * 1e6), verify_us=int((now - job.started) * 1e6)
         )
-        more = job.deliver(rows, timings)
+        rows = rows_from_logits(logits, job.width)
+        more = job.deliver(Scores(rows, timings, logprobs_from_logits(logits, job.proposed)))
         with self._wake:
             if more is None:
                 with suppress(ValueError):  # cancelled meanwhile
@@ -272,17 +282,19 @@ class LlamaCppSequence:
         self._slot = slot
         self.num_computed_tokens = 0
 
-    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+    async def score(
+        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+    ) -> Scores:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Scores] = loop.create_future()
 
-        def deliver(rows: Rows, timings: Timings) -> None:
-            loop.call_soon_threadsafe(_settle, done, Scores(rows, timings))
+        def deliver(scores: Scores) -> None:
+            loop.call_soon_threadsafe(_settle, done, scores)
 
         def fail(error: DuetError) -> None:
             loop.call_soon_threadsafe(_settle, done, error)
 
-        job = _Job(self._slot, list(token_ids), num_rows, width, self, deliver, fail)
+        job = _Job(self._slot, list(token_ids), num_rows, width, self, deliver, fail, proposed or ())
         self._target.submit(job)
         try:
             scores = await done
@@ -298,9 +310,9 @@ class LlamaCppSequence:
         text = list(token_ids)
         base = len(text) - options.start
 
-        def deliver(rows: Rows, _: Timings) -> list[int] | None:
+        def deliver(scores: Scores) -> list[int] | None:
             position = len(job.token_ids) - base
-            token = int(draw(rows, options.sampling, options.seed, position)[0])
+            token = int(draw(scores.rows, options.sampling, options.seed, position)[0])
             loop.call_soon_threadsafe(made.put_nowait, token)
             last = position + 1 >= options.start + options.max_tokens or token in options.end_token_ids
             return None if last else [token]

@@ -25,9 +25,17 @@ from cloud_service.targets.openai_rows import (
     error_text,
     new_tokens,
     next_row,
+    own_logprobs,
     prompt_rows,
 )
-from cloud_service.targets.vllm_rows import KnownRows, asked_width, best_rows, join, num_prompt_rows
+from cloud_service.targets.vllm_rows import (
+    KnownRows,
+    asked_width,
+    best_rows,
+    join,
+    logprobs_of,
+    num_prompt_rows,
+)
 from shared.errors import (
     CloudError,
     CloudFailed,
@@ -39,7 +47,7 @@ from shared.errors import (
     VerifyTimeout,
 )
 from shared.messages import Message, Timings
-from shared.sampling import MAX_TOP_K, Rows
+from shared.sampling import MAX_TOP_K, Float, Rows
 from shared.vocab import TokenKind
 
 log = logging.getLogger("duet.target")
@@ -383,36 +391,47 @@ class OpenAiSequence:
         self._known = KnownRows()
         self.num_computed_tokens = 0
 
-    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+    async def score(
+        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+    ) -> Scores:
+        """See `base.TargetSequence`, and `VllmSequence.score` for where proposed tokens are looked for."""
         began = time.perf_counter()
-        rows = None
+        if proposed is not None:
+            width = MAX_TOP_K
+        read = None
         if self._service.by_tokens and self._service.tells_cached:
-            rows = await self._cached_round(token_ids, num_rows, width)
-        if rows is None:
-            rows, _ = await self._round(token_ids, num_rows, width, read_cache=False)
+            read = await self._cached_round(token_ids, num_rows, width)
+        if read is None:
+            rows, own, _ = await self._round(token_ids, num_rows, width, read_cache=False)
+        else:
+            rows, own = read
         if len(rows) < num_rows:
             raise CloudFailed(f"{self._target.upstream.url} did not return the rows of a draft")
         self._known.remember(token_ids, rows)
-        return Scores(rows, Timings(queue_us=0, verify_us=int((time.perf_counter() - began) * 1e6)))
+        timings = Timings(queue_us=0, verify_us=int((time.perf_counter() - began) * 1e6))
+        return Scores(rows, timings, logprobs_of(proposed or (), rows, own))
 
-    async def _cached_round(self, token_ids: Sequence[int], num_rows: int, width: int) -> Rows | None:
-        """All rows, or None where the round must run again without the cache."""
+    async def _cached_round(
+        self, token_ids: Sequence[int], num_rows: int, width: int
+    ) -> tuple[Rows, Float] | None:
+        """As `_round`, all rows; or None where the round must run again without the cache."""
         try:
-            rows, num_missing = await self._round(token_ids, num_rows, width, read_cache=True)
+            rows, own, num_missing = await self._round(token_ids, num_rows, width, read_cache=True)
         except (NotFinite, ServerError):  # the garbage of cached rows
             num_missing = num_rows
         if not num_missing:
-            return rows
+            return rows, own
         known = self._known.leading(token_ids, num_rows, num_missing) if num_missing < num_rows else None
         if known is None:
             self._target.num_repeated_rounds += 1
             return None
-        return join(known, rows)
+        return join(known, rows), own
 
     async def _round(
         self, token_ids: Sequence[int], num_rows: int, width: int, *, read_cache: bool
-    ) -> tuple[Rows, int]:
-        """The rows that the service computed, and how many are missing before them."""
+    ) -> tuple[Rows, Float, int]:
+        """The rows that the service computed, how likely the text's own tokens are there, and how many rows
+        are missing before them."""
         asked = asked_width(width, len(self._target.padding))
         sampling = _round(asked)
         if num_rows == 1:
@@ -423,9 +442,10 @@ class OpenAiSequence:
             cached = cached_tokens(answer) or 0
             there = num_prompt_rows(len(token_ids), len(token_ids), cached)
             num_read = min(num_rows - 1, max(there, 0))
-            rows = [*(prompt_rows(answer, num_read) if num_read else ()), next_row(answer)]
+            prompt = prompt_rows(answer, num_read) if num_read else []
+            own = own_logprobs(prompt, token_ids[len(token_ids) - num_read :])
             self.num_computed_tokens += len(token_ids) - cached
-            return self._in_order(rows, width), num_rows - 1 - num_read
+            return self._in_order([*prompt, next_row(answer)], width), own, num_rows - 1 - num_read
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CloudFailed(f"{self._target.upstream.url} answered no usable rows: {error}") from None
 

@@ -39,6 +39,17 @@ def next_row(answer: Mapping[str, Any]) -> Row:
     ]
 
 
+def own_logprobs(rows: Sequence[Row], token_ids: Sequence[int]) -> NDArray[np.float64]:
+    """[num_rows] log-probabilities of the text's own tokens, which vLLM puts into each row of a prompt.
+
+    A token that is not in its row gets -inf.
+    """
+    own = np.array(
+        [dict(row).get(token, -np.inf) for row, token in zip(rows, token_ids, strict=True)], np.float64
+    )
+    return np.where(own <= _IMPOSSIBLE, -np.inf, np.minimum(own, 0.0))
+
+
 def as_arrays(rows: Iterable[Row]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Ids and log-probabilities, each [num_rows, k], best first.
 

@@ -38,11 +38,13 @@ from cloud_service.targets.vllm_rows import (
     best_rows,
     join,
     last_rows,
+    logprobs_of,
     num_prompt_rows,
+    own_logprobs,
 )
 from shared.errors import CloudFailed, CloudUnavailable, InvalidSetting, ModelUnsupported, OutOfMemory
 from shared.messages import Message, Timings
-from shared.sampling import MAX_TOP_K, Rows, Sampling, draw
+from shared.sampling import MAX_TOP_K, Float, Rows, Sampling, draw
 from shared.vocab import TokenKind
 
 log = logging.getLogger("duet.target")
@@ -232,6 +234,12 @@ class VllmTarget:
         except ValueError as error:
             raise CloudFailed(f"the target failed: {error}") from None
 
+    def own(self, flat: Any, num_rows: int) -> Float:
+        try:
+            return own_logprobs(flat, num_rows)
+        except ValueError as error:
+            raise CloudFailed(f"the target failed: {error}") from None
+
     def asked_width(self, width: int) -> int:
         return asked_width(width, len(self._padding))
 
@@ -245,19 +253,27 @@ class VllmSequence:
         self._known = KnownRows()
         self.num_computed_tokens = 0
 
-    async def score(self, token_ids: Sequence[int], *, num_rows: int, width: int) -> Scores:
+    async def score(
+        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+    ) -> Scores:
+        """See `base.TargetSequence`. What is proposed after the text's last token, or where the row is known
+        from the round before, is looked for in the row, which is asked for at its widest."""
         began = time.perf_counter()
+        if proposed is not None:
+            width = MAX_TOP_K
         answer = await self._round(token_ids, num_rows, width, read_cache=True)
-        rows = self._read(answer, token_ids, num_rows, width)
-        if rows is None:
+        read = self._read(answer, token_ids, num_rows, width)
+        if read is None:
             # The draft itself is cached: verified before, or the text of another stream.
             self._target.num_repeated_rounds += 1
             answer = await self._round(token_ids, num_rows, width, read_cache=False)
-            rows = self._read(answer, token_ids, num_rows, width)
-            if rows is None:
+            read = self._read(answer, token_ids, num_rows, width)
+            if read is None:
                 raise CloudFailed("the engine did not return the rows of a draft, with and without its cache")
+        rows, own = read
         self._known.remember(token_ids, rows)
-        return Scores(rows, _timings(answer, time.perf_counter() - began))
+        logprobs = logprobs_of(proposed or (), rows, own)
+        return Scores(rows, _timings(answer, time.perf_counter() - began), logprobs)
 
     async def _round(
         self, token_ids: Sequence[int], num_rows: int, width: int, *, read_cache: bool
@@ -284,20 +300,23 @@ class VllmSequence:
 
     def _read(
         self, answer: RequestOutput, token_ids: Sequence[int], num_rows: int, width: int
-    ) -> Rows | None:
-        """All rows, or None where the engine has not computed some of them."""
+    ) -> tuple[Rows, Float] | None:
+        """All rows, and how likely the text's last tokens are, as many as were computed; None where rows that
+        the engine has not computed are not known either."""
         last = self._target.rows(answer.outputs[0].logprobs, 1, width)
         if num_rows == 1:
-            return last
+            return last, np.empty(0)
         flat: Any = answer.prompt_logprobs
         there = num_prompt_rows(len(flat), len(token_ids), answer.num_cached_tokens or 0)
         num_missing = max(0, num_rows - 1 - there)
         num_read = num_rows - 1 - num_missing
-        rows = join(self._target.rows(flat, num_read, width), last) if num_read else last
+        rows, own = last, np.empty(0)
+        if num_read:
+            rows, own = join(self._target.rows(flat, num_read, width), last), self._target.own(flat, num_read)
         if not num_missing:
-            return rows
+            return rows, own
         known = self._known.leading(token_ids, num_rows, num_missing)
-        return None if known is None else join(known, rows)
+        return None if known is None else (join(known, rows), own)
 
     async def generate(
         self, token_ids: Sequence[int], options: GenerateOptions

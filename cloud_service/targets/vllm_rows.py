@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.sampling import Rows
+from shared.sampling import Float, Rows, logprobs_in_rows
 
 
 class FlatLogprobs(Protocol):
@@ -53,6 +53,18 @@ def last_rows(flat: FlatLogprobs, num_rows: int) -> tuple[NDArray[np.int64], NDA
     return ids[:, 1:], logprobs[:, 1:]
 
 
+def own_logprobs(flat: FlatLogprobs, num_rows: int) -> Float:
+    """[num_rows] log-probabilities, at the last positions, of the text's own token.
+
+    Raises:
+        ValueError: a NaN.
+    """
+    own = np.array([flat.logprobs[start] for start in flat.start_indices[-num_rows:]], np.float64)
+    if np.isnan(own).any():
+        raise ValueError("the model gave a NaN")
+    return np.minimum(own, 0.0)
+
+
 def best_rows(
     ids: NDArray[np.int64],
     logprobs: NDArray[np.float64],
@@ -76,6 +88,21 @@ def best_rows(
     if not np.isfinite(best[:, 0]).all():
         raise ValueError("the model likes nothing but padding")
     return Rows(np.take_along_axis(ids, order, axis=1), best)
+
+
+def logprobs_of(proposed: Sequence[int], rows: Rows, own: Float) -> Float:
+    """[len(proposed)] log-probabilities of the proposed tokens, nats.
+
+    Args:
+        rows: [num_rows, k] of the last tokens of a text, where proposed token i is judged by row i.
+        own: log-probabilities of the text's own tokens by the last rows but one. Where there is none, a
+            token is looked for in its row, and one outside it gets -inf.
+    """
+    logprobs = logprobs_in_rows(rows, proposed)
+    first = len(rows) - 1 - len(own)
+    told = own[: len(logprobs) - first] if len(logprobs) > first else own[:0]
+    logprobs[first : first + len(told)] = told
+    return logprobs
 
 
 class KnownRows:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.edge_model import EdgeModel
-from shared.sampling import Sampling, draw, rows_from_logits
+from shared.errors import ModelUnsupported
+from shared.sampling import Rows, Sampling, draw, rows_from_logits
 
 _SEQUENCE = 0
 
@@ -36,10 +38,17 @@ class LlamaDrafter:
         seed: int,
         start: int,
         end_token_ids: Collection[int],
+        stop_below: float = 0.0,
     ) -> list[int]:
         """`draft_with_logprobs` without the log-probabilities."""
         drafted = await self.draft_with_logprobs(
-            text_ids, num_tokens, sampling=sampling, seed=seed, start=start, end_token_ids=end_token_ids
+            text_ids,
+            num_tokens,
+            sampling=sampling,
+            seed=seed,
+            start=start,
+            end_token_ids=end_token_ids,
+            stop_below=stop_below,
         )
         return [token for token, _ in drafted]
 
@@ -52,14 +61,20 @@ class LlamaDrafter:
         seed: int,
         start: int,
         end_token_ids: Collection[int],
+        stop_below: float = 0.0,
     ) -> list[tuple[int, float]]:
         """Propose up to `num_tokens`: fewer after an end of text, or where the context is full.
 
         Args:
             text_ids: prompt and completion so far; what the KV cache shares with it is not computed again.
             start: completion position of the first proposed token.
+            stop_below: probability in [0, 1]; the draft ends where the model's likeliest token has less,
+                before any sampling setting; 0 never. Fallback policy of BiLD (Kim et al. 2023,
+                arXiv:2302.07863, alpha_FB).
         Returns:
             Each token with its log-probability before any sampling setting, nats.
+        Raises:
+            ModelUnsupported: the model gave a NaN.
         """
         num_tokens = min(num_tokens, self._edge.context.context_tokens - len(text_ids))
 
@@ -74,7 +89,9 @@ class LlamaDrafter:
                 logits = context.extend(_SEQUENCE, pending, 1)
                 if self._masked.size:
                     logits[0][self._masked[self._masked < len(logits[0])]] = -np.inf
-                rows = rows_from_logits(logits, sampling.row_width)
+                rows = self._rows(logits, sampling.row_width)
+                if np.exp(rows.logprobs[0, 0]) < stop_below:
+                    return drafted
                 token = int(draw(rows, sampling, seed, start + len(drafted))[0])
                 drafted.append((token, float(rows.logprobs[rows.token_ids == token][0])))
                 if len(drafted) == num_tokens or token in end_token_ids:
@@ -82,3 +99,11 @@ class LlamaDrafter:
                 pending = [token]
 
         return await self._edge.run(work)
+
+    def _rows(self, logits: list[NDArray[np.float32]], width: int) -> Rows:
+        try:
+            return rows_from_logits(logits, width)
+        except ValueError as error:
+            raise ModelUnsupported(
+                f"{self._edge.model.name} does not work here: {error}; choose another --model or --mode cloud"
+            ) from None

@@ -213,6 +213,12 @@ def test_an_unknown_model_name(tmp_path: Path) -> None:
         ("--seed", "-1", "seed"),
         ("--max-tokens", "0", "max_tokens"),
         ("--mode", "nonsense", "mode"),
+        ("--policy", "nonsense", "policy"),
+        ("--fallback-threshold", "1.5", "fallback_threshold"),
+        ("--fallback-threshold", "-0.1", "fallback_threshold"),
+        ("--fallback-threshold", "nan", "fallback_threshold"),
+        ("--rollback-threshold", "0", "rollback_threshold"),
+        ("--rollback-threshold", "inf", "rollback_threshold"),
         ("--cloud", "localhost", "cloud"),
     ],
 )

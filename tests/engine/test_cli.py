@@ -40,6 +40,8 @@ ANSWER_KEYS = {
     "prompt_tokens",
     "completion_tokens",
     "rounds",
+    "target_passes",
+    "policy",
     "acceptance_length",
     "drafted_tokens",
     "accepted_tokens",
@@ -142,11 +144,15 @@ def test_json_gives_the_answer_and_its_figures(duet: Duet, alone: TargetAlone, m
     origins = {token["origin"] for token in answer["tokens"]}
     if mode == "speculate":
         assert origins == {"accepted", "correction", "bonus"}
+        assert answer["policy"] == "lossless"
+        assert answer["target_passes"] == answer["rounds"]
         assert answer["acceptance_length"] == answer["completion_tokens"] / answer["rounds"]
         assert 0 < answer["accepted_tokens"] < answer["drafted_tokens"]
     else:
         assert origins == {mode}
         assert answer["rounds"] == 0
+        assert answer["policy"] is None
+        assert answer["target_passes"] == (answer["completion_tokens"] if mode == "cloud" else 0)
         assert answer["acceptance_length"] is None
 
 

@@ -72,6 +72,14 @@ def test_what_the_cache_gave_is_known_only_where_the_service_tells(usage, cached
     assert openai_rows.cached_tokens({"usage": usage}) == cached
 
 
+def test_the_texts_own_token_is_found_in_its_row_however_unlikely():
+    assert openai_rows.own_logprobs(openai_rows.prompt_rows(BY_TOKENS, 2), [9, 6]).tolist() == [-8.0, -np.inf]
+
+
+def test_a_token_that_its_row_leaves_out_is_not_said_to_be_possible():
+    assert openai_rows.own_logprobs(openai_rows.prompt_rows(BY_TOKENS, 2), [3, 5]).tolist() == [-np.inf, -0.2]
+
+
 @pytest.mark.parametrize(
     ("event", "tokens"),
     [

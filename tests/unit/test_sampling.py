@@ -16,7 +16,17 @@ from hypothesis.extra import numpy as hnp
 
 from shared.errors import InvalidRequest
 from shared.policies import num_accepted
-from shared.sampling import Rows, Sampling, draw, gumbel, philox4x32, rows_from_logits
+from shared.sampling import (
+    Rows,
+    Sampling,
+    check_rows,
+    draw,
+    gumbel,
+    logprobs_from_logits,
+    logprobs_in_rows,
+    philox4x32,
+    rows_from_logits,
+)
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 LARGEST_SEED = 2**64 - 1
@@ -325,6 +335,43 @@ def test_rows_hold_the_likeliest_tokens_best_first_and_equal_ones_by_id(logits, 
 def test_logits_that_are_no_distribution_are_refused(bad, k):
     with pytest.raises(ValueError, match="the model gave"):
         rows_from_logits([np.array(bad, np.float32)], k)
+
+
+def test_a_tokens_log_probability_counts_the_whole_vocabulary_and_not_its_rank():
+    logits = [np.log([0.5, 0.3, 0.15, 0.05]).astype(np.float32), np.array([1, 2, -np.inf, 0], np.float32)]
+    logprobs = logprobs_from_logits(logits, [3, 2])
+    assert np.exp(logprobs[0]) == pytest.approx(0.05)
+    assert logprobs[1] == -np.inf
+
+
+def test_logits_and_rows_as_wide_as_the_vocabulary_agree_on_every_token():
+    logits = [np.random.default_rng(0).normal(size=16).astype(np.float32) for _ in range(16)]
+    ids = list(range(16))
+    np.testing.assert_allclose(
+        logprobs_in_rows(rows_from_logits(logits, 16), ids), logprobs_from_logits(logits, ids), rtol=1e-12
+    )
+
+
+def test_a_token_outside_its_row_is_not_said_to_be_possible():
+    assert logprobs_in_rows(rows([0.6, 0.4], [0.6, 0.4]), [1, 2]).tolist() == [np.log(0.4), -np.inf]
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        pytest.param([0.9, 0.2], "sum to 1.1, not to one", id="more than there is"),
+        pytest.param([np.nan, 0.2], "NaN", id="a NaN"),
+        pytest.param([np.inf, 0.2], "no finite", id="an infinity"),
+        pytest.param([0.0, 0.0], "no finite", id="nothing possible"),
+    ],
+)
+def test_rows_that_are_no_distribution_are_refused(probs, message):
+    with pytest.raises(ValueError, match=message):
+        check_rows(rows([0.6, 0.4], probs))
+
+
+def test_rows_of_the_likeliest_tokens_need_not_hold_everything():
+    check_rows(rows([0.6, 0.4], [0.01, 0.01], [1.0, 0.0]))
 
 
 # --- Speculation leaves the distribution alone -----------------------------------------------------------

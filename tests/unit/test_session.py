@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from shared.errors import FutureEpoch, InvalidDraft, UnexpectedMessage
@@ -12,13 +13,14 @@ from shared.session import Admission, CloudSession, CloudState, EdgeSession, Edg
 END = 99
 
 
-def cloud(committed=(), max_tokens=100, max_draft_tokens=8) -> CloudSession:
+def cloud(committed=(), max_tokens=100, max_draft_tokens=8, rollback_threshold=None) -> CloudSession:
     return CloudSession(
         committed=committed,
         max_tokens=max_tokens,
         max_draft_tokens=max_draft_tokens,
         end_token_ids=frozenset({END}),
         legal_token_ids=range(100),
+        rollback_threshold=rollback_threshold,
     )
 
 
@@ -148,6 +150,56 @@ def test_max_tokens_counts_what_a_resume_brought_along():
 def test_a_resume_of_a_whole_answer_is_done_at_once():
     assert cloud(committed=(1, END)).finish_reason is FinishReason.STOP
     assert cloud(committed=(1, 2), max_tokens=2).finish_reason is FinishReason.LENGTH
+
+
+# Policy bild
+
+
+def test_a_token_that_the_target_finds_likely_enough_stands_and_the_bonus_follows_it():
+    session = cloud(rollback_threshold=3.0)
+    assert session.needs_logprobs
+    session.receive(Draft(0, 0, (1, 2), more=False))
+    verdict = session.judge(session.next_round(), [1, 9, 3], logprobs=np.array([-0.1, -2.9]))
+    assert verdict == Verdict(0, 0, 2, 2, 3)
+    assert session.committed == [1, 2, 3]
+
+
+def test_a_token_too_far_from_the_target_is_rolled_back_to_the_targets_own():
+    session = cloud(rollback_threshold=3.0)
+    session.receive(Draft(0, 0, (1, 2, 3), more=False))
+    verdict = session.judge(session.next_round(), [8, 9, 3, 4], logprobs=np.array([-2.0, -3.1, -0.1]))
+    assert verdict == Verdict(1, 0, 3, 1, 9)
+    assert session.committed == [1, 9]
+
+
+def test_drafts_in_flight_behind_a_tolerated_one_are_judged_together_and_voided_by_a_rollback():
+    session = cloud(rollback_threshold=3.0)
+    session.receive(Draft(0, 0, (1, 2), more=True))
+    first = session.next_round()
+    session.receive(Draft(0, 2, (3,), more=True))
+    session.receive(Draft(0, 3, (4, 5), more=True))
+    assert session.judge(first, [1, 9], logprobs=np.array([-0.1, -1.0])) == Verdict(0, 0, 2, 2, None)
+    both = session.next_round()
+    assert both.token_ids == (3, 4, 5)
+    session.receive(Draft(0, 5, (6,), more=False))
+    verdict = session.judge(both, [9, 8, 7], logprobs=np.array([-2.0, -4.0, -0.1]))
+    assert verdict == Verdict(1, 2, 3, 1, 8)
+    assert session.next_round() is None
+    assert session.receive(Draft(0, 6, (6,), more=False)) is Admission.VOID
+    assert session.receive(Draft(1, 4, (6,), more=False)) is Admission.ADMITTED
+    assert session.committed == [1, 2, 3, 8]
+
+
+def test_a_tolerated_end_of_text_ends_the_text():
+    session = cloud(rollback_threshold=3.0)
+    session.receive(Draft(0, 0, (1, END, 5), more=False))
+    verdict = session.judge(session.next_round(), [1, 2], logprobs=np.array([-0.1, -2.0]))
+    assert verdict == Verdict(0, 0, 3, 2, None)
+    assert session.finish_reason is FinishReason.STOP
+
+
+def test_a_lossless_session_asks_for_no_probabilities():
+    assert not cloud().needs_logprobs
 
 
 def test_the_target_alone_stops_at_its_end_of_text_or_the_limit():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,12 +35,18 @@ class World:
         return self.target_text[position] if position < len(self.target_text) else 1
 
 
+def logprob(position: int, token: int) -> float:
+    """What the target thinks of a token, whatever precedes it: 0 to -9 nats."""
+    return -float((3 * position + 7 * token) % 10)
+
+
 @dataclass
 class Pair:
     """Two ends and the messages between them, which a schedule delivers in any way it likes."""
 
     world: World
     committed: tuple[int, ...] = ()
+    rollback_threshold: float | None = None
     uplink: deque[Draft] = field(default_factory=deque)
     downlink: deque[Verdict | Finished] = field(default_factory=deque)
     answered: int = 0
@@ -52,6 +59,7 @@ class Pair:
             max_draft_tokens=MAX_DRAFT,
             end_token_ids=frozenset({END}),
             legal_token_ids=VOCABULARY,
+            rollback_threshold=self.rollback_threshold,
         )
         self.edge.send_open()
         self.edge.receive_opened(
@@ -92,7 +100,8 @@ class Pair:
         if (round_ := self.cloud.next_round()) is None:
             return False
         targets = [self.world.target_at(round_.start + i) for i in range(round_.num_positions)]
-        self.downlink.append(self.cloud.judge(round_, targets))
+        logprobs = np.array([logprob(round_.start + i, token) for i, token in enumerate(round_.token_ids)])
+        self.downlink.append(self.cloud.judge(round_, targets, logprobs=logprobs))
         self._announce_finish()
         return True
 
@@ -213,6 +222,28 @@ def test_a_resume_at_any_point_continues_the_same_text(world, schedule, data):
     finish(resumed)
     assert tuple(resumed.edge.committed) == world.answer
     assert resumed.edge.committed[: len(shown)] == list(shown)
+
+
+@given(worlds, schedules, st.floats(0, 10, exclude_min=True))
+def test_under_bild_both_ends_agree_and_each_token_is_likely_enough_or_the_targets_own(
+    world, schedule, threshold
+):
+    pair = Pair(world, rollback_threshold=threshold)
+    play(pair, schedule)
+    finish(pair)
+    assert pair.edge.committed == pair.cloud.committed
+    assert pair.edge.state is EdgeState.DONE
+    for position, token in enumerate(pair.edge.committed):
+        assert -logprob(position, token) <= threshold or token == world.target_at(position)
+
+
+@given(worlds, schedules)
+def test_under_bild_with_next_to_no_threshold_the_text_differs_only_in_certainties(world, schedule):
+    pair = Pair(world, rollback_threshold=1e-9)
+    play(pair, schedule)
+    finish(pair)
+    for position, token in enumerate(pair.edge.committed):
+        assert token == world.target_at(position) or logprob(position, token) == 0.0
 
 
 faults = st.sampled_from(["repeat", "drop", "swap", "late repeat"])

@@ -13,7 +13,9 @@ from cloud_service.targets.vllm_rows import (
     best_rows,
     join,
     last_rows,
+    logprobs_of,
     num_prompt_rows,
+    own_logprobs,
 )
 from shared.sampling import Rows
 
@@ -107,6 +109,45 @@ def test_rows_are_cut_to_their_width():
 def test_what_is_no_distribution_is_refused(logprobs):
     with pytest.raises(ValueError, match="the model"):
         best_rows(np.array([[1, 2]]), np.array([logprobs]), width=1, padding=NO_PADDING)
+
+
+# How likely a draft is
+
+
+def test_the_texts_own_token_comes_first_in_each_position():
+    flat = Flat().add().add((9, -9.0), (1, -0.1), (2, -2.0)).add((3, -0.2), (3, -0.2), (4, -3.0))
+    assert own_logprobs(flat, 2).tolist() == [-9.0, -0.2]
+
+
+def test_an_own_token_of_no_number_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        own_logprobs(Flat().add().add((9, np.nan), (1, -0.1)), 1)
+
+
+def test_draft_tokens_outside_their_rows_are_known_from_the_text():
+    found = logprobs_of([7, 8], rows([10, 11], [20, 21], [30, 31]), own=np.array([-5.0, -6.0]))
+    assert found.tolist() == [-5.0, -6.0]
+
+
+@pytest.mark.parametrize(
+    ("token", "logprob"),
+    [
+        pytest.param(21, -2.0, id="in the row"),
+        pytest.param(7, -np.inf, id="outside the row, so that no threshold lets it stand"),
+    ],
+)
+def test_a_last_draft_token_that_no_text_holds_is_looked_for_in_its_row(token, logprob):
+    found = logprobs_of([9, token], rows([10, 11], [20, 21]), own=np.array([-5.0]))
+    assert found.tolist() == [-5.0, logprob]
+
+
+def test_a_first_draft_token_is_looked_for_in_the_row_of_the_round_before():
+    found = logprobs_of([11, 8], rows([10, 11], [20, 21], [30, 31]), own=np.array([-6.0]))
+    assert found.tolist() == [-2.0, -6.0]
+
+
+def test_an_empty_draft_has_no_probabilities():
+    assert logprobs_of([], rows([10]), own=np.empty(0)).tolist() == []
 
 
 # What a stream still knows

@@ -46,6 +46,7 @@ MESSAGES = {
         seed=st.integers(0, 2**64 - 1),
         committed=ids,
         policy=st.sampled_from(Policy),
+        rollback_threshold=st.none() | st.floats(0, 1e9, exclude_min=True),
         max_tokens=st.none() | st.integers(1, 2**32 - 1),
         predicted_length=st.none() | uint32,
     ),
@@ -58,6 +59,8 @@ MESSAGES = {
         max_tokens=uint32,
         max_draft_tokens=uint32,
         vocabulary_sha256=words,
+        policy=st.sampled_from(Policy),
+        rollback_threshold=st.none() | st.floats(0, 1e9, exclude_min=True),
     ),
     "draft": st.builds(Draft, uint32, uint32, ids, st.booleans()),
     "verdict": st.builds(
@@ -116,6 +119,10 @@ def test_a_field_set_to_zero_is_set():
         pytest.param(pb2.Open(messages=pb2.Messages()), "prompt", id="a chat without messages"),
         pytest.param(pb2.Open(prompt_token_ids=pb2.TokenIds()), "prompt", id="a prompt of no tokens"),
         pytest.param(request(policy=99), "policy 99", id="a policy of a newer edge"),
+        pytest.param(request(rollback_threshold=0.0), "rollback_threshold", id="rollback_threshold"),
+        pytest.param(request(rollback_threshold=-1.0), "rollback_threshold", id="a distance below zero"),
+        pytest.param(request(rollback_threshold=float("nan")), "rollback_threshold", id="no distance"),
+        pytest.param(request(rollback_threshold=float("inf")), "rollback_threshold", id="endless"),
         pytest.param(request(limits=pb2.Limits(max_tokens=0)), "max_tokens", id="no tokens asked for"),
         pytest.param(request(sampling=pb2.Sampling(temperature=-1)), "temperature", id="temperature"),
         pytest.param(
