@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
+from cloud_service.targets.base import Scores
 from edge_agent import modes
 from edge_agent.agent import Agent
 from edge_agent.drafting.llama import LlamaDrafter
@@ -331,11 +333,17 @@ async def test_the_targets_own_stream_is_the_same_whatever_policy_is_asked(
 # Numbers that are no distribution
 
 
-def spoil(context: Any, sequence: int, value: float) -> None:
-    """One sequence's logits hold `value` from now on."""
+def spoil(context: Any, sequence: int, value: float, gate: threading.Event | None = None) -> None:
+    """One sequence's logits hold `value` from now on.
+
+    Args:
+        gate: passes wait until it is set.
+    """
     decode = context.decode
 
     def spoiled(work: Sequence[Extension]) -> Any:
+        if gate is not None:
+            gate.wait()
         rows = decode(work)
         for extension, logits in zip(work, rows, strict=True):
             for row in logits if extension.sequence == sequence else ():
@@ -346,26 +354,38 @@ def spoil(context: Any, sequence: int, value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-async def test_a_target_that_gives_no_number_fails_that_stream_alone(
-    tiny_pair: TinyPair, alone: TargetAlone, value: float
+async def test_a_target_that_gives_no_number_ends_the_stream_and_frees_its_slot(
+    tiny_pair: TinyPair, value: float
 ) -> None:
-    healthy = bild(QUESTIONS[1], threshold=1e-9)
-    async with (
-        in_process_cloud(tiny_pair.target_gguf, step_s=0.005) as service,
-        loaded_edge(tiny_pair.draft_gguf) as edge,
-        connection(service.address) as cloud,
-    ):
+    async with in_process_cloud(tiny_pair.target_gguf) as service, connection(service.address) as cloud:
         spoil(service.context, 0, value)  # the slot that the first stream takes
         async with cloud.speculate(bild(), Meter()) as stream:
-            other = asyncio.create_task(speculate(edge, cloud, healthy, DRAFT))
             await stream.send(Draft(0, 0, (65, 66), more=False))
             with pytest.raises(CloudFailed, match="the target failed: the model gave") as caught:
                 await stream.receive()
             assert "\n" not in str(caught.value)
-            assert (await other).token_ids == alone.complete(healthy)
+        await eventually(lambda: service.is_idle)
         with pytest.raises(CloudFailed, match="the target failed: the model gave"):
             await generate(cloud, bild())
         await eventually(lambda: service.is_idle)
+
+
+async def test_a_stream_without_numbers_does_not_fail_those_of_the_same_pass(tiny_pair: TinyPair) -> None:
+    gate = threading.Event()
+    async with (
+        in_process_cloud(tiny_pair.target_gguf) as service,
+        service.target.sequence([65]) as sick,
+        service.target.sequence([66]) as healthy,
+        service.target.sequence([67]) as first,
+    ):
+        spoil(service.context, 0, float("nan"), gate)
+        scores = []
+        for i, sequence in enumerate((first, sick, healthy)):  # the last two wait for the first one's pass
+            scores.append(asyncio.create_task(sequence.score([65 + i, 70], num_rows=1, width=1)))
+            await eventually(lambda i=i: service.target.num_jobs == i + 1)
+        gate.set()
+        outcomes = await asyncio.gather(*scores, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Scores, CloudFailed, Scores]
 
 
 async def test_a_row_that_sums_to_more_than_one_ends_the_stream_and_frees_its_sequence() -> None:
