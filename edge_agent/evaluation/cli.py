@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -130,6 +130,29 @@ def pair(
 
     num_rows = pair_runs(edge, cloud, out)
     typer.echo(f"{out}: {num_rows} rows; look at them with: duet eval report {out}")
+
+
+@app.command()
+def sweep(
+    run: Annotated[Path, typer.Argument(help="Folder of a routing run.")],
+    labels: Annotated[
+        str, typer.Option(help="own: the run's edge and cloud; routellm: labels that come with the data.")
+    ] = "own",
+    draws: Annotated[int, typer.Option(min=10, help="Bootstrap draws of each interval.")] = 1000,
+) -> None:
+    """Compare sets of signals on a run that is there: cross-fitted blends, as a table. Runs no model."""
+    from edge_agent.evaluation.crossfit import sweep as compare
+    from edge_agent.evaluation.feature_sets import feature_sets, with_course
+    from edge_agent.evaluation.runs import read_run
+    from edge_agent.evaluation.summary import sweep_markdown
+
+    if labels not in ("own", "routellm"):
+        raise InvalidSetting(f"--labels is own or routellm, not {labels!r}")
+    _, rows = read_run(run)
+    if labels == "own":
+        rows = with_course(rows)
+    pair_labels: Literal["own", "routellm"] = "own" if labels == "own" else "routellm"
+    typer.echo(sweep_markdown(compare(rows, feature_sets(rows), pair=pair_labels, draws=draws)))
 
 
 @app.command()

@@ -177,11 +177,26 @@ class _Examiner:
             "distributions": {r.probe: _rounded(r.distribution) for r in read.readings if r.distribution},
             "texts": {r.probe: r.text for r in read.readings if r.text is not None},
             "estimates": {r.probe: self._estimates[r.probe] for r in read.readings},
-            "edge": None if edge is None else graded(item, edge) | _by_letter(item, read.readings),
+            "edge": None if edge is None else self._edge_answer(item, edge, read.readings),
             "cloud": None if cloud is None else graded(item, cloud),
             "labels": dict(item.labels),
             "num_evaluated": read.num_evaluated,
             "seconds": round(read.seconds, 4),
+        }
+
+    def _edge_answer(self, item: Item, answered: Answered, readings: Sequence[Reading]) -> Row:
+        """Multiple choice counts by letter, with the words beside it; where a cloud sends words, by words."""
+        in_words = graded(item, answered)
+        letter = by_letter(item, readings)
+        if letter is None:
+            return in_words
+        if self._cloud is not None:
+            return {**in_words, "letter_correct": letter["correct"], "letter_answer": letter["answer"]}
+        return {
+            **in_words,
+            **letter,
+            "text_correct": in_words["correct"],
+            "text_answer": in_words["answer"],
         }
 
 
@@ -190,6 +205,7 @@ def graded(item: Item, answered: Answered) -> Row:
     row: Row = {
         "correct": is_right(item, answered.text),
         "answer": extract(item, answered.text),
+        "by": "text",
         "text": answered.text,
         "tokens": answered.num_tokens,
         "words": len(answered.text.split()),
@@ -200,13 +216,13 @@ def graded(item: Item, answered: Answered) -> Row:
     return row
 
 
-def _by_letter(item: Item, readings: Sequence[Reading]) -> Row:
-    """The same question answered by the likeliest letter."""
+def by_letter(item: Item, readings: Sequence[Reading]) -> Row | None:
+    """A multiple-choice question answered by the likeliest letter; None for any other."""
     letters = next((r.distribution for r in readings if r.probe == "letters"), None)
     if item.kind is not Kind.CHOICE or not letters:
-        return {}
+        return None
     letter = max(letters, key=letters.__getitem__)
-    return {"letter_answer": letter, "letter_correct": letter == item.answer}
+    return {"correct": letter == item.answer, "answer": letter, "by": "letter"}
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:

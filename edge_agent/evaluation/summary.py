@@ -19,6 +19,7 @@ from edge_agent.evaluation.crossfit import (
     Bools,
     Pair,
     Row,
+    SweepRow,
     crossfit_length,
     crossfit_probability,
     feature_names,
@@ -736,6 +737,29 @@ def _dominates(a: SettingSummary, b: SettingSummary) -> bool:
     first = (a.passes_per_token.value, -a.agreement.value)
     second = (b.passes_per_token.value, -b.agreement.value)
     return first != second and all(x <= y for x, y in zip(first, second, strict=True))
+
+
+def sweep_markdown(found: Sequence[SweepRow]) -> str:
+    """The table of a sweep; intervals are 95% percentile bootstraps over questions."""
+    columns = (
+        "signals", "n", "AUROC hard", "AUROC need", "APGR", "minus prompt length", "boosted", "ECE (ceiling)",
+        "Brier skill",
+    )  # fmt: skip
+    rows = [
+        (
+            row.name,
+            str(row.num_questions),
+            f"{row.auroc_hard:.3f}",
+            f"{row.auroc_need:.3f}",
+            _text(row.apgr),
+            f"{_text(row.over_length)} {verdict(row.over_length)}",
+            f"{row.boosting_apgr:.3f}",
+            f"{row.ece:.3f} ({row.ece_ceiling:.3f})",
+            f"{row.brier_skill:+.3f}",
+        )
+        for row in found
+    ]
+    return _table(columns, rows)
 
 
 # --- tables ----------------------------------------------------------------------------------------------
