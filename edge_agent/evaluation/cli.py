@@ -12,6 +12,7 @@ import typer
 
 from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
+from shared.messages import Policy
 from shared.settings import load
 from shared.terminal import CommandGroup
 
@@ -117,6 +118,46 @@ def length(
         num_samples=samples,
     )
     _run(plan, settings, data, limit, out, workers, ray=ray)
+
+
+@app.command()
+def speculation(
+    out: Out,
+    cloud: Annotated[str | None, typer.Option(help="HOST:PORT of the service that verifies.")] = None,
+    data: Data = "builtin",
+    edge: Edge = None,
+    policy: Annotated[
+        list[Policy] | None, typer.Option(help="Repeatable; lossless and bild otherwise.")
+    ] = None,
+    draft_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Draft lengths; repeatable; 4 and 8 otherwise.")
+    ] = None,
+    fallback: Annotated[
+        list[float] | None,
+        typer.Option(min=0.0, max=1.0, help="Fallback thresholds alpha_FB; repeatable; 0 otherwise."),
+    ] = None,
+    rollback: Annotated[
+        list[float] | None,
+        typer.Option(min=0.001, help="Rollback thresholds alpha_RB, nats; repeatable; 3 otherwise."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    limit: Limit = None,
+    max_tokens: MaxTokens = 128,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    config: ConfigFile = None,
+) -> None:
+    """Answer every question in several ways; acceptance, target passes, time and quality of each."""
+    from edge_agent.evaluation.speculation import SpeculationPlan, grid
+
+    settings = _settings(config, edge, max_tokens, threads, gpu_layers, cloud)
+    settings = settings.model_copy(update={"temperature": temperature, "seed": 0})
+    plan = SpeculationPlan(
+        config=settings,
+        cloud=asyncio.run(_cloud_spec(settings, 1, 0.0)),
+        settings=grid(policy or list(Policy), draft_tokens or [4, 8], fallback or [0.0], rollback or [3.0]),
+    )
+    _run(plan, settings, data, limit, out, 1, ray=False)
 
 
 @app.command()
