@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import save
-from benchmarks.probe_auroc import auroc, interval
+from edge_agent.evaluation.metrics import auroc, bootstrap_interval
 from shared.routing import WATCH_TOKENS
 
 
@@ -79,7 +79,8 @@ def separation(answers: Sequence[Recorded]) -> tuple[float, float, float]:
     """AUROC, and its 95% interval, of a low window as a sign of a wrong answer; needs both kinds."""
     doubt = np.array([-answer.lowest for answer in answers])
     wrong = np.array([not answer.correct for answer in answers])
-    return auroc(doubt, wrong), *interval(doubt, wrong)
+    estimate = bootstrap_interval(auroc, doubt, wrong)
+    return estimate.value, estimate.low, estimate.high
 
 
 def share(part: int, whole: int) -> str:

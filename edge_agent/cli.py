@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -125,7 +125,9 @@ async def _route(question: str, settings: EdgeConfig, *, every: bool, as_json: b
 
 @app.command()
 def calibrate(
-    results: Annotated[Path, typer.Option(help="Evaluation results, JSON lines; see docs/routing.md.")],
+    results: Annotated[
+        list[Path], typer.Option(help="A folder of `duet eval routing`, or JSON lines; repeatable.")
+    ],
     cloud_share: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of questions that go to the cloud.")
     ] = None,
@@ -146,7 +148,7 @@ def calibrate(
 
 
 async def _calibrate(
-    results: Path,
+    results: Sequence[Path],
     settings: EdgeConfig,
     output: Path | None,
     *,
@@ -154,29 +156,35 @@ async def _calibrate(
     quality: float | None,
 ) -> None:
     from edge_agent.routing.calibration import fit, read_results, user_file
-    from edge_agent.routing.router import default_priors
+    from edge_agent.routing.router import read_without_content
     from edge_agent.routing.words import answers_ratio
 
-    rows, written = read_results(results)
+    rows, num_tokens, num_words = [], 0, 0
+    for path in results:
+        read, written = read_results(path / "rows.jsonl" if path.is_dir() else path)
+        rows += read
+        num_tokens += written.num_tokens
+        num_words += written.num_words
     async with open_parts(settings) as (edge, _):
         assert edge is not None, "only mode cloud has no edge model"
         name = edge.model.name
-        priors = await default_priors(edge, settings)
-        ratio = answers_ratio(written.num_tokens, written.num_words, edge.model.tokenize)
+        empty = await read_without_content(edge, settings)
+        ratio = answers_ratio(num_tokens, num_words, edge.model.tokenize)
     aim = f"cloud share {cloud_share:g}" if quality is None else f"quality {quality:g}"
     calibration = fit(
         rows,
         model=name,
         sha256=_model_sha256(settings),
-        fitted_on=f"{len(rows)} questions of {results.name}, threshold for {aim}",
-        priors=priors,
+        fitted_on=f"{len(rows)} questions of {', '.join(path.name for path in results)}, threshold for {aim}",
+        features=empty.features,
+        priors=empty.priors,
         tokens_per_word=ratio,
         cloud_share=cloud_share,
         quality=quality,
     )
-    path = output or user_file(name)
-    calibration.save(path)
-    typer.echo(f"{path}: fitted on {len(rows)} questions, threshold {calibration.threshold:.3f}")
+    file = output or user_file(name)
+    calibration.save(file)
+    typer.echo(f"{file}: fitted on {len(rows)} questions, threshold {calibration.threshold:.3f}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import InvalidRequest, InvalidSetting
 from shared.models import ResolvedModel
 
-VERSION = 1
+VERSION = 2
 MIN_QUESTIONS = 40
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -38,6 +38,19 @@ class Weight(BaseModel):
     mean: _Finite
     scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     weight: _Finite
+
+
+class LengthFit(BaseModel):
+    """The blend of all readings into the logarithm of the answer's tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    intercept: _Finite
+    weights: dict[str, Weight]
+
+    def tokens(self, features: Mapping[str, float]) -> float:
+        """Completion tokens of the answer, as the median of those with such readings."""
+        return math.expm1(max(0.0, min(12.0, _score(self.intercept, self.weights, features))))
 
 
 class Calibration(BaseModel):
@@ -55,8 +68,8 @@ class Calibration(BaseModel):
     weights: dict[str, Weight]
     threshold: _Share
     """The cloud is asked at this probability and above."""
-    tokens_per_length: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
-    """Measured answer length over the length probe's estimate."""
+    length: LengthFit | None = None
+    """Unset where too few answers of known length were there to fit it."""
     tokens_per_word: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     """Of the model's own answers, or of the sample text; unset measures that when it is needed."""
     priors: dict[str, list[_Finite]] = {}
@@ -64,16 +77,18 @@ class Calibration(BaseModel):
 
     def p_cloud(self, features: Mapping[str, float]) -> float:
         """Probability in [0, 1] that the cloud is needed."""
-        score = self.intercept
-        for name, w in self.weights.items():
-            if name in features:
-                score += w.weight * (features[name] - w.mean) / w.scale
+        score = _score(self.intercept, self.weights, features)
         return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, score))))
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         header = "# Made by `duet calibrate`. Plain numbers: see docs/routing.md.\n"
         path.write_text(header + yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def _score(intercept: float, weights: Mapping[str, Weight], features: Mapping[str, float]) -> float:
+    known = {name: w for name, w in weights.items() if name in features}
+    return intercept + sum(w.weight * (features[name] - w.mean) / w.scale for name, w in known.items())
 
 
 def user_file(model: str) -> Path:
@@ -158,7 +173,7 @@ class Result:
     edge_correct: bool
     cloud_correct: bool | None
     completion_tokens: int | None
-    predicted_tokens: float | None
+    """Of a whole answer in words; None where it was cut off, or only a letter was asked for."""
 
     @property
     def label(self) -> bool:
@@ -177,8 +192,8 @@ class Written:
 def read_results(path: Path) -> tuple[list[Result], Written]:
     """Read evaluation results, and how many words and tokens the edge model's answers in them hold.
 
-    JSON lines of three kinds: a flat row with `features`, `edge_correct` and, where known, `cloud_correct`,
-    `completion_tokens` and `values.bins`; a row of a routing run, with `edge` and `cloud` instead; a row of
+    JSON lines of three kinds: a flat row with `features`, `edge_correct` and, where known, `cloud_correct`
+    and `completion_tokens`; a row of a routing run, with `edge` and `cloud` instead; a row of
     a length run, with `tokens` and `words`, which tells of nothing else.
 
     Raises:
@@ -207,14 +222,14 @@ def read_results(path: Path) -> tuple[list[Result], Written]:
 
 
 def _result(row: Mapping[str, Any]) -> Result:
-    nested = "edge" in row
-    cloud = row.get("cloud") or {}
+    features = {str(k): float(v) for k, v in row["features"].items()}
+    if "edge" not in row:
+        tokens = row.get("completion_tokens")
+        return Result(features, bool(row["edge_correct"]), row.get("cloud_correct"), tokens)
+    edge, cloud = row["edge"], row.get("cloud") or {}
+    whole = row.get("kind") != "choice" and not edge.get("censored")
     return Result(
-        {str(k): float(v) for k, v in row["features"].items()},
-        bool(row["edge"]["correct"] if nested else row["edge_correct"]),
-        cloud.get("correct") if nested else row.get("cloud_correct"),
-        row["edge"].get("tokens") if nested else row.get("completion_tokens"),
-        row.get("values", {}).get("bins"),
+        features, bool(edge["correct"]), cloud.get("correct"), edge.get("tokens") if whole else None
     )
 
 
@@ -224,6 +239,7 @@ def fit(
     model: str,
     sha256: str,
     fitted_on: str,
+    features: Collection[str],
     priors: Mapping[str, Sequence[float]],
     tokens_per_word: float | None = None,
     cloud_share: float | None = None,
@@ -232,6 +248,7 @@ def fit(
     """Fit the blend, and set the threshold to a share of cloud answers or to a quality.
 
     Args:
+        features: what `auto` reads, by name; others in the results are left out.
         tokens_per_word: see `Calibration`.
         cloud_share: in [0, 1]; this share of the results' questions goes to the cloud.
         quality: in [0, 1]; the least share of questions that goes to the cloud such that this share is
@@ -250,28 +267,17 @@ def fit(
             f"{len(results)} results with {int(labels.sum())} that need the cloud are too few to fit on;"
             f" bring {MIN_QUESTIONS} or more, of both kinds"
         )
-    names = sorted({name for result in results for name in result.features})
-    table = np.array([[result.features.get(name, np.nan) for name in names] for result in results])
-    means = np.nanmean(table, axis=0)
-    scales = np.nanstd(table, axis=0)
-    varies = scales > 1e-9
-    names = [name for name, keep in zip(names, varies, strict=True) if keep]
-    table, means, scales = table[:, varies], means[varies], scales[varies]
-    scaled = np.nan_to_num((table - means) / scales)
-    regression = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, labels)
+    names = sorted({name for result in results for name in result.features} & set(features))
+    table = _Table.of([result.features for result in results], names)
+    regression = LogisticRegression(C=0.1, max_iter=1000).fit(table.scaled, labels)
     calibration = Calibration(
         model=model,
         sha256=sha256,
         fitted_on=fitted_on,
         intercept=round(float(regression.intercept_[0]), 4),
-        weights={
-            name: Weight(
-                mean=round(float(m), 4), scale=max(1e-4, round(float(s), 4)), weight=round(float(w), 4)
-            )
-            for name, m, s, w in zip(names, means, scales, regression.coef_[0], strict=True)
-        },
+        weights=table.weights(regression.coef_[0]),
         threshold=0.5,
-        tokens_per_length=_length_ratio(results),
+        length=_fit_length(results, names),
         tokens_per_word=None if tokens_per_word is None else round(tokens_per_word, 3),
         priors={key: [round(float(x), 4) for x in prior] for key, prior in priors.items()},
     )
@@ -279,13 +285,48 @@ def fit(
     return calibration.model_copy(update={"threshold": _threshold(p, results, cloud_share, quality)})
 
 
-def _length_ratio(results: Sequence[Result]) -> float:
-    pairs = [
-        (result.completion_tokens, result.predicted_tokens)
-        for result in results
-        if result.completion_tokens and result.predicted_tokens
-    ]
-    return round(float(np.median([actual / predicted for actual, predicted in pairs])), 3) if pairs else 1.0
+def _fit_length(results: Sequence[Result], names: Sequence[str]) -> LengthFit | None:
+    """Ridge regression of log(1 + tokens), so that an error counts by its share of the length."""
+    from sklearn.linear_model import Ridge
+
+    known = [result for result in results if result.completion_tokens]
+    if len(known) < MIN_QUESTIONS:
+        return None
+    table = _Table.of([result.features for result in known], names)
+    tokens = np.array([float(result.completion_tokens or 0) for result in known])
+    regression = Ridge(alpha=10.0).fit(table.scaled, np.log1p(tokens))
+    return LengthFit(
+        intercept=round(float(regression.intercept_), 4), weights=table.weights(regression.coef_)
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Features that vary, standardised; a missing one counts as its mean."""
+
+    names: list[str]
+    means: Any
+    scales: Any
+    scaled: Any
+    """[rows, features]"""
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> _Table:
+        names = [name for name in names if any(name in row for row in rows)]
+        table = np.array([[row.get(name, np.nan) for name in names] for row in rows], float)
+        means, scales = np.nanmean(table, axis=0), np.nanstd(table, axis=0)
+        varies = scales > 1e-9
+        means, scales = means[varies], scales[varies]
+        scaled = np.nan_to_num((table[:, varies] - means) / scales)
+        return cls([name for name, v in zip(names, varies, strict=True) if v], means, scales, scaled)
+
+    def weights(self, coefficients: Any) -> dict[str, Weight]:
+        return {
+            name: Weight(
+                mean=round(float(m), 4), scale=max(1e-4, round(float(s), 4)), weight=round(float(w), 4)
+            )
+            for name, m, s, w in zip(self.names, self.means, self.scales, coefficients, strict=True)
+        }
 
 
 def _threshold(p: Any, results: Sequence[Result], cloud_share: float | None, quality: float | None) -> float:

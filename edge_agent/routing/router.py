@@ -84,7 +84,7 @@ class Router:
         room = self._edge.context.context_tokens - len(question.token_ids)
         decision = decide(
             p_cloud=self._p_cloud(features, readings),
-            predicted_tokens=self._predicted_tokens(readings),
+            predicted_tokens=self._predicted_tokens(features, readings),
             link=link,
             private=private,
             fits_edge=not question.is_cut and room > 0,
@@ -117,13 +117,13 @@ class Router:
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else UNCALIBRATED_THRESHOLD
 
-    def _predicted_tokens(self, readings: list[Reading]) -> int:
-        scale = self._calibration.tokens_per_length if self._calibration else 1.0
-        lengths = [r.value for p, r in self._by_probe(readings) if p.estimates == "length"]
-        known = [value for value in lengths if value is not None]
-        if not known:
-            return self._config.max_tokens
-        return max(1, min(self._config.max_tokens, round(scale * known[0])))
+    def _predicted_tokens(self, features: dict[str, float], readings: list[Reading]) -> int:
+        if self._calibration is not None and self._calibration.length is not None:
+            tokens = self._calibration.length.tokens(features)
+        else:
+            lengths = [r.value for p, r in self._by_probe(readings) if p.estimates == "length"]
+            tokens = next((value for value in lengths if value is not None), self._config.max_tokens)
+        return max(1, min(self._config.max_tokens, round(tokens)))
 
     def _by_probe(self, readings: list[Reading]) -> list[tuple[Probe, Reading]]:
         by_name = {probe.name: probe for probe in self.probes}
@@ -164,18 +164,34 @@ def load_router(
     )
 
 
-async def default_priors(edge: EdgeModel, config: EdgeConfig) -> dict[str, list[float]]:
-    """Measure what the deciding probes say to questions without content, for a calibration to keep."""
+@dataclass(frozen=True, slots=True)
+class WithoutContent:
+    """What the deciding probes say to questions without content."""
+
+    priors: dict[str, list[float]]
+    """Of each probe's options, nats."""
+    features: frozenset[str]
+    """Names of everything that `auto` reads of a question."""
+
+
+async def read_without_content(edge: EdgeModel, config: EdgeConfig) -> WithoutContent:
+    """Ask the deciding probes about nothing: a calibration keeps the priors, and fits on these features."""
     probes = default_probes(templates_folder(config))
     priors: Priors = {}
+    features: set[str] = set()
     reader = QuestionReader(edge, priors)
 
     def work() -> None:
         for content in (NO_CONTENT, *(multiple_choice(NO_CONTENT, [NO_CONTENT] * n) for n in range(2, 6))):
-            reader.read(reader.question([Message("user", content)]), probes)
+            question = reader.question([Message("user", content)])
+            features.update(cheap_features(question))
+            for reading in reader.read(question, probes):
+                features.update(reading.features)
 
     await edge.run(work)
-    return {key: [float(x) for x in prior] for key, prior in priors.items()}
+    return WithoutContent(
+        {key: [float(x) for x in prior] for key, prior in priors.items()}, frozenset(features)
+    )
 
 
 def probes_named(names: Sequence[str], folder: Path | None = None) -> list[Probe]:

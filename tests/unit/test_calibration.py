@@ -33,13 +33,14 @@ def results(num=400, *, cloud_correct=None, seed=0):
     who, noise = rng.uniform(size=num), rng.normal(size=num)
     wrong = rng.uniform(size=num) < who
     return [
-        Result({"who": float(w), "noise": float(n)}, not bool(bad), cloud_correct, 30, 20.0)
+        Result({"who": float(w), "noise": float(n)}, not bool(bad), cloud_correct, None)
         for w, n, bad in zip(who, noise, wrong, strict=True)
     ]
 
 
 def fitted(rows, **aim) -> Calibration:
-    return fit(rows, model="m", sha256=SHA, fitted_on="made up", priors={"who/2": [-0.1, -2.3]}, **aim)
+    read = {"features": {"who", "noise"}} | aim
+    return fit(rows, model="m", sha256=SHA, fitted_on="made up", priors={"who/2": [-0.1, -2.3]}, **read)
 
 
 def share_sent(calibration, rows):
@@ -93,8 +94,16 @@ def test_a_saved_calibration_reads_back_equal_and_is_plain_text(tmp_path):
     assert "!!python" not in (tmp_path / "folder" / "c.yaml").read_text()
 
 
-def test_lengths_are_scaled_by_what_was_measured():
-    assert fitted(results(), cloud_share=0.4).tokens_per_length == 1.5
+def test_lengths_are_learnt_from_the_answers_that_were_whole():
+    rows = [replace(r, completion_tokens=round(10 + 200 * r.features["who"])) for r in results()]
+    length = fitted(rows, cloud_share=0.4).length
+    assert length.tokens({"who": 0.9}) > 2 * length.tokens({"who": 0.1})
+    assert 60 < length.tokens({"who": 0.5}) < 140
+    assert fitted(results(), cloud_share=0.4).length is None
+
+
+def test_what_auto_does_not_read_is_left_out_of_the_blend():
+    assert set(fitted(results(), cloud_share=0.4, features={"who"}).weights) == {"who"}
 
 
 @pytest.mark.parametrize(
@@ -145,8 +154,8 @@ def test_a_calibration_of_another_model_is_refused(home, model, sha, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("version: 2\n", "is of version 2"),
-        ("version: 1\nmodel: m\n", "field required"),
+        ("version: 9\n", "is of version 9"),
+        ("version: 2\nmodel: m\n", "field required"),
         ("version: [", "is not YAML"),
         ("- 1\n", "c.yaml"),
         ("version: 1\nthreshold: 7\n", "c.yaml"),
@@ -186,7 +195,7 @@ def test_results_are_read_from_json_lines(home):
     row = {"features": {"who": 0.5}, "edge_correct": True, "cloud_correct": False, "id": "x"}
     (home / "r.jsonl").write_text(json.dumps(row) + "\n")
     results, written = read_results(home / "r.jsonl")
-    assert results == [Result({"who": 0.5}, True, False, None, None)]
+    assert results == [Result({"who": 0.5}, True, False, None)]
     assert written == Written(0, 0)
 
 
@@ -198,8 +207,8 @@ def test_rows_of_a_run_are_read_and_their_words_counted(home):
     (home / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (routing, letter, length)))
     results, written = read_results(home / "r.jsonl")
     assert results == [
-        Result({"who": 0.5}, False, True, 30, 20.0),
-        Result({"who": 0.5}, True, None, None, 20.0),
+        Result({"who": 0.5}, False, True, 30),
+        Result({"who": 0.5}, True, None, None),
     ]
     assert written == Written(40, 25)
 
