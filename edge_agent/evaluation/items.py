@@ -307,4 +307,9 @@ def _hub_rows(name: str) -> Iterator[tuple[int, object]]:
             f"{name} ({source.repo}) cannot be fetched from the Hugging Face Hub: {reason[:200]};"
             " give a JSONL file by its path instead"
         ) from None
-    return enumerate(source.convert(rows), 1)
+    try:
+        yield from enumerate(source.convert(rows), 1)
+    except (LookupError, TypeError, ValueError) as error:
+        raise InvalidSetting(
+            f"{name} ({source.repo}) holds a row of another shape ({error!r}); give a JSONL file by its path"
+        ) from None
