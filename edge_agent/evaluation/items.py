@@ -296,7 +296,7 @@ def _hub_rows(name: str) -> Iterator[tuple[int, object]]:
         import datasets
     except ImportError:
         raise InvalidSetting(
-            f"{name} comes from the Hugging Face Hub, which takes pip install 'duet-llm[eval]';"
+            f"{name} comes from the Hugging Face Hub, which takes pip install 'duet-llm[hub]';"
             " or give a JSONL file by its path"
         ) from None
     try:

@@ -304,7 +304,7 @@ def test_without_the_hub_s_library_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InvalidSetting) as error:
         load_items("mmlu")
-    assert "duet-llm[eval]" in one_line(error)
+    assert "duet-llm[hub]" in one_line(error)
     assert "path" in one_line(error)
 
 
