@@ -85,6 +85,11 @@ def test_an_option_that_stands_inside_another_is_not_read_from_it(text, letter):
     assert chosen_letter(text, VERDICTS) == letter
 
 
+def test_of_an_option_that_another_begins_with_the_longer_is_read():
+    assert chosen_letter("It is New York City.", ("New York", "New York City")) == "B"
+    assert chosen_letter("It is New York.", ("New York", "New York City")) == "A"
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [("It is 5.", "A"), ("It is -5.", "B"), ("It is 5.2", None), ("It is 15", None), ("It is 1,500", None)],

@@ -316,6 +316,13 @@ def test_a_row_of_the_hub_in_another_shape_is_one_line(monkeypatch, row):
     assert "mmlu" in one_line(error)
 
 
+def test_a_row_of_the_hub_that_cannot_be_used_is_named_by_its_place(monkeypatch):
+    FakeHub(monkeypatch, [MMLU[0], MMLU[1] | {"question": ""}])
+    with pytest.raises(InvalidSetting) as error:
+        load_items("mmlu")
+    assert one_line(error).startswith("mmlu, row 2: question: ")
+
+
 # The built-in set
 
 
