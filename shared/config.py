@@ -111,7 +111,7 @@ class EdgeConfig(_Settings):
     """Price of 1,000 completion tokens of the cloud."""
     max_price: float | None = Field(None, ge=0.0, allow_inf_nan=False)
     """In auto, an answer that would cost more is made by the edge."""
-    doubt_threshold: float = Field(0.4, ge=0.0, le=1.0)
+    doubt_threshold: float = Field(0.6, ge=0.0, le=1.0)
     """In auto, a local answer moves to the cloud when its tokens' mean probability falls below; 0 never."""
     connect_timeout_s: float = Field(5.0, gt=0.0)
     """Seconds until a silent address counts as unreachable."""
