@@ -65,7 +65,7 @@ async def main() -> None:
         async def draft() -> None:
             text = list(prompt)
             while len(text) < len(prompt) + arguments.tokens:
-                text += await drafter.draft(
+                drafted = await drafter.propose(
                     text,
                     min(chunk, len(prompt) + arguments.tokens - len(text)),
                     sampling=Sampling(),
@@ -73,6 +73,7 @@ async def main() -> None:
                     start=len(text) - len(prompt),
                     end_token_ids=frozenset(),
                 )
+                text += [proposal.token_id for proposal in drafted]
 
         edge.context.align(0, [])
         edge.context.extend(0, prompt[:-1], 0)

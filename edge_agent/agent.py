@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 
 from edge_agent import modes
 from edge_agent.auto import auto
+from edge_agent.drafting.drafters import Drafters
+from edge_agent.drafting.store import default_store_dir
 from edge_agent.edge_model import EdgeModel
 from edge_agent.modes import Decided, Prompted, Round, Step
 from edge_agent.remote import Cloud, Meter
 from edge_agent.routing.privacy import PrivacyRule
 from edge_agent.routing.router import Router
 from shared.config import EdgeConfig
-from shared.errors import InvalidRequest, PromptTooLong
+from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong
 from shared.events import Answer, Event, Notice, Text, Token
 from shared.messages import FinishReason, Message, Open, Policy
 from shared.routing import Decision
@@ -75,7 +77,7 @@ class Agent:
     ) -> None:
         """
         Args:
-            edge: needed for all modes but `cloud`.
+            edge: needed for all modes but `cloud`, and `speculate` with no model among the drafters.
             cloud: needed for all modes but `local`.
             router: needed for mode `auto`.
         """
@@ -84,6 +86,12 @@ class Agent:
         self._config = config
         self._edge = edge
         self._cloud = cloud
+        self._drafters = Drafters(
+            edge,
+            config.drafters,
+            store_folder=default_store_dir(),
+            remember_answers=config.remember_answers,
+        )
 
     async def ask(self, question: str) -> AsyncGenerator[Event, None]:
         """Answer one question; see `chat`."""
@@ -153,7 +161,14 @@ class Agent:
         for event in _show(text.finish(), tally):
             yield event
         assert reason is not None, "a mode ends with a reason or an error"
-        yield self._result(request, tally, reason)
+        answer = self._result(request, tally, reason)
+        if private is None:  # what is drafted from the store is sent away
+            question = next(part.content for part in reversed(request.prompt) if isinstance(part, Message))
+            try:
+                self._drafters.remember(question, answer.answer)
+            except InvalidSetting as error:
+                yield Notice(f"the answer is not remembered: {error}")
+        yield answer
 
     def _steps(self, request: Open, meter: Meter, private: str | None) -> AsyncGenerator[Step, None]:
         config = self._config
@@ -163,12 +178,14 @@ class Agent:
         assert self._cloud is not None
         if config.mode == "cloud":
             return modes.cloud(self._cloud, request, meter)
-        assert self._edge is not None
         if config.mode == "auto":
+            assert self._edge is not None
             assert self._router is not None
-            return auto(self._edge, self._cloud, self._router, request, config, meter, private)
+            return auto(
+                self._edge, self._drafters, self._cloud, self._router, request, config, meter, private
+            )
         return modes.speculate(
-            self._edge,
+            self._drafters,
             self._cloud,
             request,
             config.max_draft_tokens,

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from edge_agent import modes
+from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
 from edge_agent.modes import Decided, Step
 from edge_agent.remote import Cloud, Meter
@@ -27,6 +28,7 @@ from shared.routing import WATCH_TOKENS, Decision, DoubtWatch, Route
 
 async def auto(
     edge: EdgeModel,
+    drafters: Drafters,
     remote: Cloud,
     router: Router,
     request: Open,
@@ -47,9 +49,9 @@ async def auto(
     if private is None and not routing.link.up:
         yield Notice(f"answered by the edge model alone: {routing.link.detail}")
     if decision.route is not Route.LOCAL:
-        steps = with_fallbacks(edge, remote, request, config, meter, decision)
+        steps = with_fallbacks(edge, drafters, remote, request, config, meter, decision)
     elif private is None and routing.link.up and config.doubt_threshold > 0 and edge.can_draft:
-        steps = watched(edge, remote, request, config, meter, decision)
+        steps = watched(edge, drafters, remote, request, config, meter, decision)
     else:
         steps = modes.local(edge, request)
     async with aclosing(steps):
@@ -58,12 +60,18 @@ async def auto(
 
 
 async def with_fallbacks(
-    edge: EdgeModel, remote: Cloud, request: Open, config: EdgeConfig, meter: Meter, decision: Decision
+    edge: EdgeModel,
+    drafters: Drafters,
+    remote: Cloud,
+    request: Open,
+    config: EdgeConfig,
+    meter: Meter,
+    decision: Decision,
 ) -> AsyncGenerator[Step, None]:
     """The target's answer; what cannot even begin is replaced by the next best, with a notice."""
     attempts = {
         Route.SPECULATE: lambda: modes.speculate(
-            edge,
+            drafters,
             remote,
             request,
             config.max_draft_tokens,
@@ -91,7 +99,13 @@ async def with_fallbacks(
 
 
 async def watched(
-    edge: EdgeModel, remote: Cloud, request: Open, config: EdgeConfig, meter: Meter, decision: Decision
+    edge: EdgeModel,
+    drafters: Drafters,
+    remote: Cloud,
+    request: Open,
+    config: EdgeConfig,
+    meter: Meter,
+    decision: Decision,
 ) -> AsyncGenerator[Step, None]:
     """A local answer that moves to `speculate` when the edge becomes unsure of it."""
     watch: DoubtWatch | None = DoubtWatch(config.doubt_threshold)
@@ -119,7 +133,7 @@ async def watched(
                 resumed = replace(request, committed=tuple(shown))
                 drafted = [token.id for token in held]
                 stream = modes.speculate(
-                    edge,
+                    drafters,
                     remote,
                     resumed,
                     config.max_draft_tokens,

@@ -18,6 +18,7 @@ from rich.table import Table
 from edge_agent.evaluation.cli import app as eval_app
 from edge_agent.models_cli import app as models_app
 from edge_agent.show import OriginWriter, PlainWriter, print_bench, print_decision
+from edge_agent.store_cli import app as store_app
 from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
 from shared.events import Answer, Notice, Text
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(eval_app, name="eval")
+app.add_typer(store_app, name="store")
 config_app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Look at the settings in force.")
 app.add_typer(config_app, name="config")
 
@@ -73,6 +75,9 @@ def ask(
     policy: Annotated[str | None, typer.Option(help=_help("policy"))] = None,
     fallback_threshold: Annotated[float | None, typer.Option(help=_help("fallback_threshold"))] = None,
     rollback_threshold: Annotated[float | None, typer.Option(help=_help("rollback_threshold"))] = None,
+    drafters: Annotated[
+        list[str] | None, typer.Option("--drafter", help=f"{_help('drafters')} Repeatable.")
+    ] = None,
     private: Annotated[bool | None, typer.Option("--private", help=_help("private"))] = None,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour text by who made it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with figures.")] = False,
@@ -82,7 +87,7 @@ def ask(
     Flags win over DUET_* variables over duet.yaml over defaults.
     """
     flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
-    flags["stop"] = flags["stop"] or None
+    flags |= {"stop": flags["stop"] or None, "drafters": flags["drafters"] or None}
     settings, _ = _load(flags, config)
     if question is None:
         question = _read_stdin()
@@ -202,7 +207,8 @@ def bench(
 
     The forecast is of stop-and-wait speculation, as `duet ask --mode speculate` does it.
     """
-    settings, _ = _load({"cloud": cloud, "model": model, "mode": "local" if local else "speculate"}, config)
+    mode = "local" if local else "speculate"
+    settings, _ = _load({"cloud": cloud, "model": model, "mode": mode, "drafters": ["model"]}, config)
     asyncio.run(_bench(settings, acceptance_rate, as_json=as_json))
 
 
@@ -210,7 +216,7 @@ async def _bench(settings: EdgeConfig, acceptance_rate: float, *, as_json: bool)
     from edge_agent.bench import run_bench
 
     async with open_parts(settings) as (edge, cloud):
-        assert edge is not None, "only mode cloud has no edge model"
+        assert edge is not None, "the model is among the drafters"
         report = await run_bench(edge, cloud, acceptance_rate)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report)))
@@ -259,6 +265,11 @@ async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | No
     from edge_agent.edge_model import EdgeModel
     from edge_agent.remote import Cloud
 
+    if "model" not in settings.drafters and settings.mode in ("auto", "local"):
+        raise InvalidSetting(
+            f"mode {settings.mode} needs the edge model, which is not among the drafters; add"
+            " --drafter model, or use --mode speculate"
+        )
     edge = None
     async with AsyncExitStack() as stack:
         cloud = None
@@ -274,7 +285,7 @@ async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | No
                 settings.mode != "auto"
             ):  # which does without a cloud, and asks for none if the prompt is private
                 await cloud.check()  # before a model is pulled for nothing
-        if settings.mode != "cloud":
+        if settings.mode != "cloud" and "model" in settings.drafters:
             with pull_progress() as progress:
                 resolved = resolve(settings.model, Registry.load(), progress=progress)
             edge = await EdgeModel.load(resolved.path, resolved.name, settings)
@@ -316,12 +327,17 @@ def _model_sha256(settings: EdgeConfig) -> str:
 
 
 def answer_json(answer: Answer) -> str:
-    """One line of JSON; tokens as {id, text, origin}, their text as far as it is whole characters."""
+    """One line of JSON; tokens as {id, text, origin, source}, their text as far as it is whole characters."""
     fields = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
     fields["decision"] = None if answer.decision is None else dataclasses.asdict(answer.decision)
     fields["finish_reason"] = answer.finish_reason.value
     fields["tokens"] = [
-        {"id": t.id, "text": t.piece.decode("utf-8", "replace"), "origin": t.origin.value}
+        {
+            "id": t.id,
+            "text": t.piece.decode("utf-8", "replace"),
+            "origin": t.origin.value,
+            "source": t.source and t.source.value,
+        }
         for t in answer.tokens
     ]
     return json.dumps(fields, ensure_ascii=False)

@@ -6,16 +6,18 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import takewhile
+from math import log
 
+from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.llama import LlamaDrafter
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
-from shared.errors import PromptTooLong
+from shared.errors import PromptTooLong, VocabularyMismatch
 from shared.events import Notice, Token
 from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy
 from shared.routing import Decision
 from shared.session import EdgeSession, EdgeState, Origin
-from shared.vocab import ids_to_mask
+from shared.stopping import TopProbBelow
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,13 @@ async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
     ends = edge.model.end_token_ids
     text = list(prompt)
     for position in range(min(request.max_tokens or room, room)):
-        [(token, logprob)] = await drafter.draft_with_logprobs(
+        [proposal] = await drafter.propose(
             text, 1, sampling=request.sampling, seed=request.seed, start=position, end_token_ids=ends
         )
+        assert proposal.prob is not None, "a model knows its own tokens' probabilities"
+        token = proposal.token_id
         text.append(token)
-        yield Token(token, edge.model.piece(token), Origin.LOCAL, logprob)
+        yield Token(token, edge.model.piece(token), Origin.LOCAL, log(proposal.prob))
         if token in ends:
             yield FinishReason.STOP
             return
@@ -86,7 +90,7 @@ async def cloud(remote: Cloud, request: Open, meter: Meter) -> AsyncGenerator[St
 
 
 async def speculate(
-    edge: EdgeModel,
+    drafters: Drafters,
     remote: Cloud,
     request: Open,
     max_draft_tokens: int,
@@ -98,37 +102,43 @@ async def speculate(
     """The edge drafts, the target verifies; under policy `lossless` the text is the target's own.
 
     Args:
-        stop_below: as in `LlamaDrafter`; where a draft ends before its first token, the target is asked.
+        stop_below: as in `TopProbBelow`; where a draft ends before its first token, the target is asked.
         drafted: tokens that the edge made already, after those committed: they are the first drafts.
+    Raises:
+        VocabularyMismatch: the edge made tokens that mean something else to the target.
     """
     session = EdgeSession(request.committed)
     session.send_open()
     async with remote.speculate(request, meter) as stream:
         opened = stream.opened
         session.receive_opened(opened)
-        masked: frozenset[int] = frozenset()
-        if opened.vocabulary_sha256 != edge.model.vocabulary.sha256:
-            masked = ids_to_mask(edge.model.vocabulary, (await remote.describe()).vocabulary)
-        drafter = LlamaDrafter(edge, masked)
+        drafting = await drafters.for_stream(remote, request, opened)
+        if drafted and drafting.translated:
+            raise VocabularyMismatch(
+                f"what the edge began cannot be handed to {opened.model}, whose vocabulary is another"
+            )
         yield Prompted(len(opened.prompt_token_ids), opened.model, opened.policy)
         if opened.policy is not request.policy:
             yield Notice(
                 f"the cloud does not verify by policy {request.policy.value}: it is {opened.policy.value} now"
             )
-        ahead = list(takewhile(lambda token: token not in masked, drafted))
+        ahead = list(takewhile(lambda token: token not in drafting.masked_ids, drafted))
         while session.state is not EdgeState.DONE:
             if session.state is EdgeState.DRAFTING:
                 text = [*opened.prompt_token_ids, *session.committed]
                 room = opened.max_tokens - len(session.committed) - 1  # the target's own token closes a round
-                draft = ahead[: min(opened.max_draft_tokens, room)] or await drafter.draft(
-                    text,
-                    min(max_draft_tokens, opened.max_draft_tokens, room),
-                    sampling=request.sampling,
-                    seed=request.seed,
-                    start=len(session.committed),
-                    end_token_ids=opened.end_token_ids,
-                    stop_below=stop_below,
-                )
+                draft = ahead[: min(opened.max_draft_tokens, room)] or [
+                    proposal.token_id
+                    for proposal in await drafting.drafter.propose(
+                        text,
+                        min(max_draft_tokens, opened.max_draft_tokens, room),
+                        sampling=request.sampling,
+                        seed=request.seed,
+                        start=len(session.committed),
+                        end_token_ids=opened.end_token_ids,
+                        stop=TopProbBelow(stop_below),
+                    )
+                ]
                 await stream.send(session.send_draft(draft, more=False))
             message = await stream.receive()
             if isinstance(message, Finished):
@@ -140,5 +150,7 @@ async def speculate(
             agreed = ahead[: len(commit.token_ids)] == list(commit.token_ids)
             ahead = ahead[len(commit.token_ids) :] if agreed else []
             yield Round(message.num_scored, message.num_accepted)
-            for token, origin in zip(commit.token_ids, commit.origins, strict=True):
-                yield Token(token, edge.model.piece(token), origin)
+            sources = drafting.drafter.verified(commit.start, commit.token_ids)
+            for token, origin, source in zip(commit.token_ids, commit.origins, sources, strict=True):
+                proposed_by = source if origin is Origin.ACCEPTED else None
+                yield Token(token, drafting.piece(token), origin, source=proposed_by)

@@ -37,6 +37,12 @@ def _check_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("each may be named once")
+    return values
+
+
 def _read_json(value: object) -> object:
     """Take a mapping as the text that an environment variable holds."""
     return json.loads(value) if isinstance(value, str) else value
@@ -45,6 +51,7 @@ def _read_json(value: object) -> object:
 Address = Annotated[str, AfterValidator(_check_address)]
 Url = Annotated[str, AfterValidator(_check_url)]
 StopText = Annotated[str, Field(min_length=1)]
+DrafterName = Literal["model", "lookup", "retrieval"]
 CacheType = Literal["f16", "f32", "q8_0"]
 
 
@@ -85,6 +92,15 @@ class EdgeConfig(_Settings):
     """A draft ends where the edge's likeliest token is below this probability; 0 never."""
     rollback_threshold: float = Field(DEFAULT_ROLLBACK_THRESHOLD, gt=0.0, allow_inf_nan=False)
     """Nats; under bild a draft token stands while minus the log of its probability is at most this."""
+    drafters: Annotated[
+        tuple[DrafterName, ...],
+        Field(min_length=1),
+        BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v),
+        AfterValidator(_check_distinct),
+    ] = ("model",)
+    """Who proposes tokens: model, lookup (copies from the text itself), retrieval (from your documents)."""
+    remember_answers: bool = False
+    """Keep answers, but those to private prompts, for retrieval to copy from."""
     context_tokens: int = Field(4096, ge=64)
     """Prompt and completion of the edge model, in tokens."""
     threads: int | None = Field(None, ge=1)

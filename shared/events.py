@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.drafts import Source
 from shared.messages import FinishReason, Policy
 from shared.routing import Decision
 from shared.session import Origin
@@ -19,6 +20,8 @@ class Token:
     origin: Origin
     logprob: float | None = None
     """Nats, by the edge model, in mode `local`."""
+    source: Source | None = None
+    """Who proposed an accepted token."""
 
 
 @dataclass(frozen=True, slots=True)

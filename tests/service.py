@@ -25,10 +25,12 @@ from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
 from edge_agent import modes
+from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
 from shared.config import EdgeConfig
+from shared.drafts import Source
 from shared.events import Token
 from shared.llama import Extension, LlamaContext, LlamaModel
 from shared.messages import FinishReason, Message, Open
@@ -328,13 +330,20 @@ class Completion:
     num_drafted: int = 0
     num_accepted: int = 0
     origins: list[Origin] = field(default_factory=list)
+    sources: tuple[Source | None, ...] = ()
 
 
 async def speculate(
-    edge: EdgeModel, cloud: Cloud, request: Open, max_draft_tokens: int, *, stop_below: float = 0.0
+    edge: EdgeModel | Drafters,
+    cloud: Cloud,
+    request: Open,
+    max_draft_tokens: int,
+    *,
+    stop_below: float = 0.0,
 ) -> Completion:
+    drafters = edge if isinstance(edge, Drafters) else Drafters(edge)
     return await _collect(
-        modes.speculate(edge, cloud, request, max_draft_tokens, Meter(), stop_below=stop_below)
+        modes.speculate(drafters, cloud, request, max_draft_tokens, Meter(), stop_below=stop_below)
     )
 
 
@@ -346,16 +355,20 @@ async def _collect(steps: AsyncIterator[modes.Step]) -> Completion:
     completion: Completion | None = None
     token_ids: list[int] = []
     origins: list[Origin] = []
+    sources: list[Source | None] = []
     num_rounds = num_drafted = num_accepted = 0
     async for step in steps:
         if isinstance(step, Token):
             token_ids.append(step.id)
             origins.append(step.origin)
+            sources.append(step.source)
         elif isinstance(step, modes.Round):
             num_rounds += 1
             num_drafted += step.num_drafted
             num_accepted += step.num_accepted
         elif isinstance(step, FinishReason):
-            completion = Completion(token_ids, step, num_rounds, num_drafted, num_accepted, origins)
+            completion = Completion(
+                token_ids, step, num_rounds, num_drafted, num_accepted, origins, tuple(sources)
+            )
     assert completion is not None, "a mode ends with a reason"
     return completion

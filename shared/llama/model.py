@@ -166,11 +166,16 @@ class LlamaModel:
             ids.update(document_end)
         return frozenset(i for i in ids if i >= 0)
 
-    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Token ids of a text, in which special tokens are recognised."""
+    def tokenize(self, text: str, *, add_special: bool = False, special: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            add_special: begin as the model wants a text to begin.
+            special: text that looks like a special token is that token; otherwise it stays text.
+        """
         raw = text.encode("utf-8")
         buffer = (ctypes.c_int32 * (len(raw) + 8))()
-        n = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), add_special, True)
+        n = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), add_special, special)
         if n < 0:
             raise InvalidRequest("the text could not be split into tokens")
         return list(buffer[:n])

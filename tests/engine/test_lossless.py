@@ -141,7 +141,7 @@ class Pipeline:
 
     async def _draft(self, session: EdgeSession, opened: Opened, request: Open, i: int) -> Draft:
         room = opened.max_tokens - session.position - 1
-        drafted = await LlamaDrafter(self.edge).draft(
+        proposals = await LlamaDrafter(self.edge).propose(
             [*opened.prompt_token_ids, *session.committed, *self._ahead],
             min(self.draft_tokens, room),
             sampling=request.sampling,
@@ -149,6 +149,7 @@ class Pipeline:
             start=session.position,
             end_token_ids=opened.end_token_ids,
         )
+        drafted = [proposal.token_id for proposal in proposals]
         self._ahead += drafted
         ends = not drafted or drafted[-1] in opened.end_token_ids
         # Now and then the edge waits, so that bonus tokens occur too.
