@@ -34,6 +34,13 @@ MERGES = (
 )  # fmt: skip
 """In order of rank, in GPT-2's alphabet, where Ġ stands for the space and Ċ for the newline."""
 
+OTHER_MERGES = (
+    *MERGES[:6],
+    ("o", "u"), ("e", "d"), ("Ġ", "s"), ("a", "r"), ("s", "t"), ("Ġ", "c"), ("l", "l"), ("Ġ", "w"),
+    ("v", "er"), ("o", "m"), ("l", "e"), ("Ġ", "b"), ("i", "c"), ("c", "h"),
+)  # fmt: skip
+"""As many, for a vocabulary of other tokens."""
+
 NUM_PLAIN_TOKENS = 256 + len(MERGES)
 END_OF_TEXT_ID, IM_START_ID, IM_END_ID = range(NUM_PLAIN_TOKENS, NUM_PLAIN_TOKENS + 3)
 SPECIALS = {"<|endoftext|>": END_OF_TEXT_ID, "<|im_start|>": IM_START_ID, "<|im_end|>": IM_END_ID}
@@ -96,6 +103,8 @@ def write_tiny_model(
     perturbation: float = 0.0,
     padded_vocab_size: int = PADDED_VOCAB_SIZE,
     rotate_bytes_by: int = 0,
+    same_text: bool = False,
+    merges: tuple[tuple[str, str], ...] = MERGES,
 ) -> TinyModel:
     """Write `name`.gguf and the folder `name`-hf.
 
@@ -106,13 +115,18 @@ def write_tiny_model(
             do not depend on it.
         rotate_bytes_by: id i < 256 stands for the byte (i + rotate_bytes_by) % 256; anything but 0 gives
             a vocabulary of the same size that is incompatible.
+        same_text: rotate the rows of embedding and head too, so that the model still writes the same bytes.
+        merges: as many as MERGES; others give a vocabulary of other tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _weights(seed, perturbation, padded_vocab_size)
-    vocabulary = _vocabulary(rotate_bytes_by)
+    if same_text:
+        for table in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[table][:256] = np.roll(tensors[table][:256], -rotate_bytes_by, axis=0)
+    vocabulary = _vocabulary(rotate_bytes_by, merges)
     model = TinyModel(gguf=folder / f"{name}.gguf", hf=folder / f"{name}-hf")
-    _write_gguf(model.gguf, name, vocabulary, tensors)
-    _write_hf(model.hf, vocabulary, tensors)
+    _write_gguf(model.gguf, name, vocabulary, tensors, merges)
+    _write_hf(model.hf, vocabulary, tensors, merges)
     return model
 
 
@@ -170,11 +184,11 @@ def _hybrid_weights() -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
-def _vocabulary(rotate_bytes_by: int) -> list[str]:
+def _vocabulary(rotate_bytes_by: int, merges: tuple[tuple[str, str], ...] = MERGES) -> list[str]:
     """The texts of ids 0 to NUM_TOKENS - 1, plain ones in GPT-2's alphabet."""
     letters = _gpt2_alphabet()
     rotated = letters[rotate_bytes_by:] + letters[:rotate_bytes_by]
-    return [*rotated, *(left + right for left, right in MERGES), *SPECIALS]
+    return [*rotated, *(left + right for left, right in merges), *SPECIALS]
 
 
 def _gpt2_alphabet() -> list[str]:
@@ -252,12 +266,16 @@ class _Draws:
 
 
 def _write_gguf(
-    path: Path, name: str, vocabulary: list[str], tensors: dict[str, NDArray[np.float32]]
+    path: Path,
+    name: str,
+    vocabulary: list[str],
+    tensors: dict[str, NDArray[np.float32]],
+    merges: tuple[tuple[str, str], ...],
 ) -> None:
     writer = gguf.GGUFWriter(path, "qwen2")
     _add_hyperparameters(writer, name, num_kv_heads=NUM_KV_HEADS)
     writer.add_rope_freq_base(ROPE_THETA)
-    _add_tokenizer(writer, vocabulary, len(tensors["lm_head.weight"]))
+    _add_tokenizer(writer, vocabulary, len(tensors["lm_head.weight"]), merges)
     gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, NUM_LAYERS)
     for hf_name, tensor in tensors.items():
         gguf_name = gguf_names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
@@ -278,7 +296,12 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, name: str, num_kv_heads: int |
     writer.add_layer_norm_rms_eps(RMS_NORM_EPS)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: list[str], padded_vocab_size: int) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter,
+    vocabulary: list[str],
+    padded_vocab_size: int,
+    merges: tuple[tuple[str, str], ...] = MERGES,
+) -> None:
     padding = [f"[PAD{token_id}]" for token_id in range(NUM_TOKENS, padded_vocab_size)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
@@ -288,7 +311,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: list[str], padded_vocab_
         + [gguf.TokenType.CONTROL] * len(SPECIALS)
         + [gguf.TokenType.UNUSED] * len(padding)
     )
-    writer.add_token_merges([f"{left} {right}" for left, right in MERGES])
+    writer.add_token_merges([f"{left} {right}" for left, right in merges])
     writer.add_eos_token_id(IM_END_ID)
     writer.add_pad_token_id(END_OF_TEXT_ID)
     writer.add_add_bos_token(False)
@@ -302,7 +325,12 @@ def _save(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def _write_hf(folder: Path, vocabulary: list[str], tensors: dict[str, NDArray[np.float32]]) -> None:
+def _write_hf(
+    folder: Path,
+    vocabulary: list[str],
+    tensors: dict[str, NDArray[np.float32]],
+    merges: tuple[tuple[str, str], ...],
+) -> None:
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
@@ -335,13 +363,13 @@ def _write_hf(folder: Path, vocabulary: list[str], tensors: dict[str, NDArray[np
     for file_name, content in {
         "config.json": config,
         "generation_config.json": generation_config,
-        "tokenizer.json": _tokenizer_json(vocabulary),
+        "tokenizer.json": _tokenizer_json(vocabulary, merges),
         "tokenizer_config.json": tokenizer_config,
     }.items():
         (folder / file_name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _tokenizer_json(vocabulary: list[str]) -> dict[str, object]:
+def _tokenizer_json(vocabulary: list[str], merges: tuple[tuple[str, str], ...]) -> dict[str, object]:
     """What the `tokenizers` library reads: byte-level BPE with Qwen2's split, without its normaliser,
     which llama.cpp does not have."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -376,6 +404,6 @@ def _tokenizer_json(vocabulary: list[str]) -> dict[str, object]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {text: token_id for token_id, text in enumerate(vocabulary[:NUM_PLAIN_TOKENS])},
-            "merges": [[left, right] for left, right in MERGES],
+            "merges": [[left, right] for left, right in merges],
         },
     }

@@ -27,13 +27,12 @@ from shared.errors import (
     PromptTooLong,
     UnknownModel,
     UnknownSetting,
-    VocabularyMismatch,
 )
 from shared.events import Answer, Notice
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
 from tests.service import RunningCloud, connection, in_process_cloud, loaded_edge, run_duet, running_cloud
-from tests.tiny_pair import TARGET_SEED, TinyPair, write_hybrid_gguf, write_tiny_model
+from tests.tiny_pair import TinyPair, write_hybrid_gguf
 
 pytestmark = pytest.mark.engine
 
@@ -88,18 +87,6 @@ def test_no_cloud_at_the_address(tiny_pair: TinyPair, tmp_path: Path, free_port:
     )
     assert address in line
     assert "--mode local" in line
-
-
-def test_a_cloud_with_another_vocabulary(tmp_path: Path, service: RunningCloud) -> None:
-    other = write_tiny_model(tmp_path, name="other", seed=TARGET_SEED, rotate_bytes_by=1).gguf
-    line = refused(
-        VocabularyMismatch,
-        *("ask", "hello", "--mode", "speculate", "--cloud", service.address, "--model", str(other)),
-        folder=tmp_path,
-    )
-    assert "other" in line
-    assert "target" in line
-    assert "--mode cloud" in line
 
 
 # The question

@@ -269,12 +269,13 @@ async def test_without_a_cloud_the_edge_answers_and_says_so(tiny_pair: TinyPair)
     assert "127.0.0.1:1" in notice
 
 
-async def test_a_cloud_of_another_vocabulary_answers_alone(tmp_path: Path, service: InProcessCloud) -> None:
+async def test_a_cloud_of_another_vocabulary_verifies_translated_drafts(
+    tmp_path: Path, service: InProcessCloud
+) -> None:
     other = write_tiny_model(tmp_path, name="other", seed=TARGET_SEED, rotate_bytes_by=1).gguf
     asked = await ask(other, service.address, cloud_threshold=0.0)
-    assert asked.answer.mode == "cloud"
-    [notice] = asked.notices
-    assert "vocabulary" in notice
+    assert asked.answer.mode == "speculate"
+    assert asked.notices == []
 
 
 async def test_a_question_longer_than_the_edges_context_is_probed_at_head_and_tail(

@@ -7,6 +7,8 @@ nat of it, and at most 3% may not be the argmax.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from shared.config import EdgeConfig
 from shared.events import Answer
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
+from shared.models import Registry, resolve
 from shared.session import Origin
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -35,7 +38,16 @@ MAX_NEAR_TIES = 0.03
 
 
 async def test_replaying_the_target_over_speculated_text_gives_that_text(real_cloud, draft_path, target_path):
-    answers = await speculated(real_cloud.address, draft_path)
+    await check(real_cloud.address, draft_path, target_path)
+
+
+async def test_replaying_it_over_drafts_of_another_vocabulary_gives_that_text(real_cloud, target_path):
+    """SmolLM2 shares no vocabulary with the target: its drafts travel as text."""
+    await check(real_cloud.address, resolve("smollm2-135m", Registry.load()).path, target_path)
+
+
+async def check(address: str, draft_path: Path, target_path: Path) -> None:
+    answers = await speculated(address, draft_path)
     model = LlamaModel(target_path, "target")
     with LlamaContext(model, num_sequences=1, context_tokens=1024, rollback_tokens=8) as context:
         gaps = {kind: replay(context, PROMPTS[kind], answer) for kind, answer in answers.items()}
