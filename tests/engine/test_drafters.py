@@ -72,11 +72,12 @@ async def test_an_edge_of_another_vocabulary_gives_the_targets_own_text(
         for i, asked in enumerate(random_requests(60, seed=3)):
             made = await speculate(drafters, cloud, asked, max_draft_tokens=1 + i % 8)
             assert made.token_ids == alone.complete(asked), asked
-            num_drafted += made.num_drafted
-            num_accepted += made.num_accepted
-    print(f"accepted {num_accepted} of {num_drafted} translated draft tokens")
-    if edge_gguf == "other_gguf":  # it knows what the target would write; only sampling parts them
-        assert num_accepted > 0.4 * num_drafted
+            if asked.sampling.greedy:
+                num_drafted += made.num_drafted
+                num_accepted += made.num_accepted
+    print(f"greedy: accepted {num_accepted} of {num_drafted} translated draft tokens")
+    # The first is the target itself, so only where it wrote what no tokenizer would split so do they differ.
+    assert num_accepted > (0.4 * num_drafted if edge_gguf == "other_gguf" else 0)
 
 
 async def test_copies_and_the_model_together_give_the_targets_own_text(
