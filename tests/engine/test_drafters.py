@@ -77,7 +77,7 @@ async def test_an_edge_of_another_vocabulary_gives_the_targets_own_text(
                 num_accepted += made.num_accepted
     print(f"greedy: accepted {num_accepted} of {num_drafted} translated draft tokens")
     # The first is the target itself, so only where it wrote what no tokenizer would split so do they differ.
-    assert num_accepted > (0.4 * num_drafted if edge_gguf == "other_gguf" else 0)
+    assert num_accepted > (0.9 * num_drafted if edge_gguf == "other_gguf" else 0)
 
 
 async def test_copies_and_the_model_together_give_the_targets_own_text(
