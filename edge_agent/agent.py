@@ -13,10 +13,11 @@ from edge_agent.auto import auto
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.store import default_store_dir
 from edge_agent.edge_model import EdgeModel
-from edge_agent.modes import Decided, Prompted, Round, Step
 from edge_agent.remote import Cloud, Meter
 from edge_agent.routing.privacy import PrivacyRule
 from edge_agent.routing.router import Router
+from edge_agent.speculation import speculate
+from edge_agent.steps import Decided, Prompted, Round, Step
 from shared.config import EdgeConfig
 from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong
 from shared.events import Answer, Event, Notice, Text, Token
@@ -184,14 +185,7 @@ class Agent:
             return auto(
                 self._edge, self._drafters, self._cloud, self._router, request, config, meter, private
             )
-        return modes.speculate(
-            self._drafters,
-            self._cloud,
-            request,
-            config.max_draft_tokens,
-            meter,
-            stop_below=config.fallback_threshold,
-        )
+        return speculate(self._drafters, self._cloud, request, config.pace, meter)
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
         num = len(tally.tokens)

@@ -12,13 +12,16 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from math import exp
 
 from edge_agent import modes
+from edge_agent.drafting.base import Proposal, Source
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
-from edge_agent.modes import Decided, Step
 from edge_agent.remote import Cloud, Meter
 from edge_agent.routing.router import Router, moved_by_doubt
+from edge_agent.speculation import speculate
+from edge_agent.steps import Decided, Step
 from shared.config import EdgeConfig
 from shared.errors import CloudError, VocabularyMismatch
 from shared.events import Notice, Token
@@ -70,13 +73,12 @@ async def with_fallbacks(
 ) -> AsyncGenerator[Step, None]:
     """The target's answer; what cannot even begin is replaced by the next best, with a notice."""
     attempts = {
-        Route.SPECULATE: lambda: modes.speculate(
+        Route.SPECULATE: lambda: speculate(
             drafters,
             remote,
             request,
-            config.max_draft_tokens,
+            config.pace,
             meter,
-            stop_below=config.fallback_threshold,
         ),
         Route.CLOUD: lambda: modes.cloud(remote, request, meter),
         Route.LOCAL: lambda: modes.local(edge, request),
@@ -122,8 +124,7 @@ async def watched(
             doubt = False
             if isinstance(step, Token):
                 held.append(step)
-                assert step.logprob is not None, "mode local knows its own tokens' probabilities"
-                doubt = watch is not None and watch.doubts(step.logprob)
+                doubt = watch is not None and watch.doubts(_logprob(step))
             elif isinstance(step, FinishReason):
                 doubt = watch is not None and watch.doubts_at_end()
             else:
@@ -131,15 +132,14 @@ async def watched(
             if doubt:
                 watch = None
                 resumed = replace(request, committed=tuple(shown))
-                drafted = [token.id for token in held]
-                stream = modes.speculate(
+                drafted = [Proposal(token.id, _prob(token), Source.MODEL) for token in held]
+                stream = speculate(
                     drafters,
                     remote,
                     resumed,
-                    config.max_draft_tokens,
+                    config.pace,
                     meter,
                     drafted,
-                    stop_below=config.fallback_threshold,
                 )
                 async with aclosing(stream):
                     try:
@@ -159,3 +159,12 @@ async def watched(
             else:
                 for token in release(keep=WATCH_TOKENS if watch else 0):
                     yield token
+
+
+def _logprob(token: Token) -> float:
+    assert token.logprob is not None, "mode local knows its own tokens' probabilities"
+    return token.logprob
+
+
+def _prob(token: Token) -> float:
+    return min(1.0, exp(_logprob(token)))

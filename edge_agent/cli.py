@@ -72,6 +72,11 @@ def ask(
     seed: Annotated[int | None, typer.Option(help=_help("seed"))] = None,
     stop: Annotated[list[str] | None, typer.Option(help=f"{_help('stop')} Repeatable.")] = None,
     max_draft_tokens: Annotated[int | None, typer.Option(help=_help("max_draft_tokens"))] = None,
+    proactive: Annotated[
+        bool | None, typer.Option("--proactive/--no-proactive", help=_help("proactive"))
+    ] = None,
+    max_in_flight_tokens: Annotated[int | None, typer.Option(help=_help("max_in_flight_tokens"))] = None,
+    acceptance_threshold: Annotated[float | None, typer.Option(help=_help("acceptance_threshold"))] = None,
     policy: Annotated[str | None, typer.Option(help=_help("policy"))] = None,
     fallback_threshold: Annotated[float | None, typer.Option(help=_help("fallback_threshold"))] = None,
     rollback_threshold: Annotated[float | None, typer.Option(help=_help("rollback_threshold"))] = None,

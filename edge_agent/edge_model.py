@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,12 @@ _PROBE_CELLS = 256
 """Room in the cache for them; the question's own cells are shared."""
 
 
+class _Job:
+    """Work in the model's thread; set under the model's lock."""
+
+    cancelled = False
+
+
 class EdgeModel:
     """A loaded model whose sequence 0 holds the text, its KV cache reused by longest common prefix.
 
@@ -37,6 +44,8 @@ class EdgeModel:
         self.context = context
         self.can_draft = can_draft
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="duet-edge-model")
+        self._lock = threading.Lock()
+        self._running: _Job | None = None
 
     @classmethod
     async def load(cls, path: Path, name: str, config: EdgeConfig) -> EdgeModel:
@@ -62,7 +71,7 @@ class EdgeModel:
         if config.mode not in ("auto", "speculate"):
             return cls(model, context(0), can_draft=False)
         try:
-            return cls(model, context(config.max_draft_tokens + 1))
+            return cls(model, context(config.pace.max_unverified_tokens + 1))
         except ModelUnsupported:
             if not routes:
                 raise
@@ -70,14 +79,32 @@ class EdgeModel:
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run model work in the model's thread. When cancelled, the decode in it ends before this returns."""
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        job = _Job()
+
+        def run() -> Result:
+            with self._lock:
+                if job.cancelled:
+                    raise DecodeAborted
+                self._running = job
+            try:
+                return work()
+            finally:
+                with self._lock:
+                    self._running = None
+                    self.context.clear_abort()
+
+        submitted = self._thread.submit(run)
+        future = asyncio.wrap_future(submitted)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            self.context.abort()
-            with suppress(DecodeAborted, asyncio.CancelledError):
-                await future
-            self.context.clear_abort()
+            if not submitted.cancel():  # it has begun
+                with self._lock:
+                    job.cancelled = True
+                    if self._running is job:  # and nobody else's work is stopped
+                        self.context.abort()
+                with suppress(DecodeAborted, asyncio.CancelledError):
+                    await future
             raise
 
     async def close(self) -> None:

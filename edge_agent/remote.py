@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -18,6 +18,8 @@ from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
 from shared.errors import CloudFailed, CloudUnavailable, DuetError, VerifyTimeout, from_status
 from shared.messages import Draft, Finished, Open, Opened, Tokens, Verdict
 from shared.vocab import Vocabulary
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,12 @@ class Cloud:
     async def speculate(self, request: Open, meter: Meter) -> AsyncIterator[SpeculateStream]:
         """Open a stream for drafts; leaving the context ends it."""
         stub = await self._connect()
-        call = stub.Speculate()
+        stream = SpeculateStream(self, stub.Speculate(), meter)
         try:
-            yield await SpeculateStream.open(self, call, request, meter)
+            await stream.open(request)
+            yield stream
         finally:
-            call.cancel()
+            await stream.close()
 
     async def _connect(self) -> pb2_grpc.SpeculationServiceStub:
         """Connect once; a refused or silent address is an error at once, not a retry for minutes."""
@@ -145,13 +148,17 @@ class Cloud:
 
     async def _read(self, call: Any) -> Any:
         try:
-            return await asyncio.wait_for(call.read(), self._silence_timeout_s)
+            return await self._unless_silent(call.read())
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from None
+
+    async def _unless_silent(self, answer: Awaitable[Result]) -> Result:
+        try:
+            return await asyncio.wait_for(answer, self._silence_timeout_s)
         except asyncio.TimeoutError:
             raise VerifyTimeout(
                 f"the cloud at {self.address} was silent for {self._silence_timeout_s:g} s"
             ) from None
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from None
 
     def _translate(self, error: grpc.aio.AioRpcError) -> DuetError:
         metadata = error.trailing_metadata()
@@ -163,41 +170,87 @@ class Cloud:
 
 
 class SpeculateStream:
-    """An open `Speculate` call."""
+    """A `Speculate` call. A task of its own reads, so that no failed write loses what the service sent."""
 
-    def __init__(self, cloud: Cloud, call: Any, opened: Opened, meter: Meter) -> None:
-        self.opened = opened
+    opened: Opened
+
+    def __init__(self, cloud: Cloud, call: Any, meter: Meter) -> None:
         self._cloud = cloud
         self._call = call
         self._meter = meter
+        self._ending = _Ending(call)
+        self._arrived: asyncio.Queue[pb2.SpeculateResponse | DuetError] = asyncio.Queue()
+        self._reading = asyncio.create_task(self._read())
 
-    @classmethod
-    async def open(cls, cloud: Cloud, call: Any, request: Open, meter: Meter) -> SpeculateStream:
-        await _write(cloud, call, pb2.SpeculateRequest(open=wire.encode_open(request)))
-        response = await cloud._read(call)
-        if response is grpc.aio.EOF or response.WhichOneof("message") != "opened":
-            raise CloudFailed(f"the cloud at {cloud.address} did not open the stream")
-        return cls(cloud, call, wire.decode_opened(response.opened), meter)
+    async def open(self, request: Open) -> None:
+        await self._write(pb2.SpeculateRequest(open=wire.encode_open(request)))
+        response = await self._next()
+        if response.WhichOneof("message") != "opened":
+            raise CloudFailed(f"the cloud at {self._cloud.address} did not open the stream")
+        self.opened = wire.decode_opened(response.opened)
 
     async def send(self, draft: Draft) -> None:
+        """Send a draft. A stream that has ended takes it without a word: `receive` says why it ended."""
         message = pb2.SpeculateRequest(draft=wire.encode_draft(draft))
         self._meter.num_bytes += message.ByteSize()
-        await _write(self._cloud, self._call, message)
+        await self._write(message)
 
     async def receive(self) -> Verdict | Finished:
-        response = await self._cloud._read(self._call)
-        if response is grpc.aio.EOF:
-            raise CloudUnavailable(f"the cloud at {self._cloud.address} ended the stream early")
+        response = await self._next()
         if response.WhichOneof("message") == "finished":
             return wire.decode_finished(response.finished)
         self._meter.num_bytes += response.ByteSize()
         return wire.decode_verdict(response.verdict)
 
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        self._call.cancel()
 
-async def _write(cloud: Cloud, call: Any, message: pb2.SpeculateRequest) -> None:
+    async def _next(self) -> pb2.SpeculateResponse:
+        arrived = await self._cloud._unless_silent(self._arrived.get())
+        if isinstance(arrived, DuetError):
+            raise arrived
+        return arrived
+
+    async def _read(self) -> None:
+        try:
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                self._arrived.put_nowait(response)
+            end: DuetError = CloudUnavailable(f"the cloud at {self._cloud.address} ended the stream early")
+        except grpc.aio.AioRpcError as error:
+            end = self._cloud._translate(self._ending.error or error)
+        self._arrived.put_nowait(end)
+
+    async def _write(self, message: pb2.SpeculateRequest) -> None:
+        # The call may have ended: reading says why.
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            await self._cloud._unless_silent(self._call.write(message))
+
+
+class _Ending:
+    """How the service ended a call.
+
+    Where a write meets a call that has just ended, grpc.aio puts an INTERNAL of its own in
+    place of the status that the service sent. Callbacks run in the moment a status is set, so they see both.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self.error: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note)
+
+    def _note(self, call: Any) -> None:
+        code, details = _at_once(call.code()), _at_once(call.details())
+        if code is not grpc.StatusCode.OK and details != "Internal error from Core":
+            self.error = grpc.aio.AioRpcError(
+                code, grpc.aio.Metadata(), _at_once(call.trailing_metadata()), details
+            )
+
+
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for, as a call's questions do once it is done."""
     try:
-        await call.write(message)
-    except asyncio.InvalidStateError:
-        pass  # the call has ended; reading says why
-    except grpc.aio.AioRpcError as error:
-        raise cloud._translate(error) from None
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("the call is not done")

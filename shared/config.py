@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from shared.draft_ahead import Pace
 from shared.errors import InvalidSetting, UnknownSetting
 from shared.messages import Policy
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
@@ -85,7 +86,13 @@ class EdgeConfig(_Settings):
     stop: Annotated[tuple[StopText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """The answer ends before any of these texts."""
     max_draft_tokens: int = Field(4, ge=1, le=MAX_ROUND_TOKENS)
-    """Draft tokens per round."""
+    """Tokens per draft."""
+    proactive: bool = True
+    """Draft on while verdicts travel; otherwise each draft waits for the verdict on the one before."""
+    max_in_flight_tokens: int = Field(32, ge=1, le=256)
+    """Proactive: draft tokens that may be sent and not yet verified."""
+    acceptance_threshold: float = Field(0.0, ge=0.0, le=1.0)
+    """A draft ends where all that is unverified would stand with less probability than this; 0 never."""
     policy: Policy = Policy.LOSSLESS
     """How the cloud verifies drafts: lossless gives its own text; bild keeps drafts that it finds likely."""
     fallback_threshold: float = Field(0.0, ge=0.0, le=1.0)
@@ -133,6 +140,16 @@ class EdgeConfig(_Settings):
     """Seconds until a silent address counts as unreachable."""
     verify_timeout_s: float = Field(120.0, gt=0.0)
     """Seconds without any message from the cloud until a stream is given up."""
+
+    @property
+    def pace(self) -> Pace:
+        """How speculation drafts."""
+        return Pace(
+            max_draft_tokens=self.max_draft_tokens,
+            max_in_flight_tokens=self.max_in_flight_tokens if self.proactive else None,
+            fallback_threshold=self.fallback_threshold,
+            acceptance_threshold=self.acceptance_threshold,
+        )
 
 
 class CloudConfig(_Settings):

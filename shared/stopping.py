@@ -61,21 +61,6 @@ class TopProbBelow:
 
 
 @dataclass(frozen=True, slots=True)
-class Cap:
-    """At most so many draft tokens unverified."""
-
-    num_tokens: int
-    """>= 1."""
-
-    def __post_init__(self) -> None:
-        if self.num_tokens < 1:
-            raise ValueError(f"a cap must allow 1 token or more, got {self.num_tokens}")
-
-    def ends_before(self, probs: Sequence[float | None], top_prob: float | None) -> bool:
-        return len(probs) > self.num_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class AcceptanceEstimate:
     """How often the target accepts a draft token of a given confidence, learned from verdicts.
 

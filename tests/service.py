@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
-from edge_agent import modes
+from edge_agent import modes, speculation
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
+from edge_agent.steps import Round, Step
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
 from shared.config import EdgeConfig
+from shared.draft_ahead import Pace
 from shared.drafts import Source
 from shared.events import Token
 from shared.llama import Extension, LlamaContext, LlamaModel
@@ -339,19 +341,19 @@ async def speculate(
     request: Open,
     max_draft_tokens: int,
     *,
+    window: int | None = None,
     stop_below: float = 0.0,
 ) -> Completion:
     drafters = edge if isinstance(edge, Drafters) else Drafters(edge)
-    return await _collect(
-        modes.speculate(drafters, cloud, request, max_draft_tokens, Meter(), stop_below=stop_below)
-    )
+    pace = Pace(max_draft_tokens=max_draft_tokens, max_in_flight_tokens=window, fallback_threshold=stop_below)
+    return await _collect(speculation.speculate(drafters, cloud, request, pace, Meter()))
 
 
 async def generate(cloud: Cloud, request: Open) -> Completion:
     return await _collect(modes.cloud(cloud, request, Meter()))
 
 
-async def _collect(steps: AsyncIterator[modes.Step]) -> Completion:
+async def _collect(steps: AsyncIterator[Step]) -> Completion:
     completion: Completion | None = None
     token_ids: list[int] = []
     origins: list[Origin] = []
@@ -362,7 +364,7 @@ async def _collect(steps: AsyncIterator[modes.Step]) -> Completion:
             token_ids.append(step.id)
             origins.append(step.origin)
             sources.append(step.source)
-        elif isinstance(step, modes.Round):
+        elif isinstance(step, Round):
             num_rounds += 1
             num_drafted += step.num_drafted
             num_accepted += step.num_accepted

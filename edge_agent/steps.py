@@ -1,0 +1,37 @@
+"""What a mode yields while it makes an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.events import Notice, Token
+from shared.messages import FinishReason, Policy
+from shared.routing import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """The prompt is in: comes once, before any token."""
+
+    num_prompt_tokens: int
+    cloud_model: str | None
+    policy: Policy | None = None
+    """In force, in mode `speculate`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What speculation cost so far."""
+
+    num_drafted: int
+    num_accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Mode `auto`: the router's decision, and again where late evidence changed it."""
+
+    decision: Decision
+
+
+Step = Prompted | Round | Token | FinishReason | Decided | Notice
