@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--draft", default=DEFAULT_DRAFT)
     parser.add_argument("--target", default=DEFAULT_TARGET)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RECORDING)
     arguments = parser.parse_args()
     drafter, target = (load(name, arguments.threads) for name in (arguments.draft, arguments.target))
     answers: list[list[tuple[int, float]]] = []
@@ -95,8 +96,8 @@ def main() -> None:
         "machine": machine(),
         "answers": answers,
     }
-    RECORDING.parent.mkdir(exist_ok=True)
-    RECORDING.write_text(json.dumps(recorded).replace("]], [[", "]],\n[[") + "\n", encoding="utf-8")
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(recorded).replace("]], [[", "]],\n[[") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
