@@ -144,6 +144,13 @@ def calibrate(
     quality: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of questions to be answered rightly.")
     ] = None,
+    shape: Annotated[
+        bool,
+        typer.Option(
+            "--shape/--no-shape",
+            help="Blend in the question's length and shape; without, for questions unlike the results'.",
+        ),
+    ] = True,
     config: ConfigFile = None,
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     output: Annotated[
@@ -154,7 +161,7 @@ def calibrate(
     if (cloud_share is None) == (quality is None):
         raise InvalidSetting("give one of --cloud-share and --quality")
     settings, _ = _load({"model": model, "mode": "auto"}, config)
-    asyncio.run(_calibrate(results, settings, output, cloud_share=cloud_share, quality=quality))
+    asyncio.run(_calibrate(results, settings, output, shape=shape, cloud_share=cloud_share, quality=quality))
 
 
 async def _calibrate(
@@ -162,6 +169,7 @@ async def _calibrate(
     settings: EdgeConfig,
     output: Path | None,
     *,
+    shape: bool,
     cloud_share: float | None,
     quality: float | None,
 ) -> None:
@@ -187,6 +195,7 @@ async def _calibrate(
         sha256=_model_sha256(settings),
         fitted_on=f"{len(rows)} questions of {', '.join(path.name for path in results)}, threshold for {aim}",
         features=empty.features,
+        shape=shape,
         priors=empty.priors,
         tokens_per_word=ratio,
         cloud_share=cloud_share,

@@ -8,11 +8,11 @@ import numpy as np
 
 from edge_agent.evaluation.crossfit import feature_names
 from edge_agent.evaluation.runs import Row
+from edge_agent.routing.probes import SHAPE_FEATURES
 
 WINDOWS = (16, 32, 64)
 """First tokens of an answer that are looked at; the whole answer besides."""
 
-_SHAPE = ("prompt_tokens.", "shape.")
 _PROMPT_FORM = ("who-prompt", "rating-prompt", "who-few-shot", "rating-few-shot")
 _COURSE = "answer."
 
@@ -47,7 +47,7 @@ def feature_sets(rows: Sequence[Row]) -> dict[str, list[str]]:
     everything known before an answer; and that with the answer's first tokens or all of it.
     """
     names = feature_names(rows)
-    shape = _starting(names, _SHAPE)
+    shape = _starting(names, SHAPE_FEATURES)
     course = _starting(names, (_COURSE,))
     probes = [name for name in names if name not in {*shape, *course}]
     asked = [name for name in probes if name.startswith(_PROMPT_FORM)]

@@ -20,6 +20,7 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edge_agent.routing.probes import SHAPE_FEATURES
 from shared.errors import InvalidRequest, InvalidSetting
 from shared.models import ResolvedModel
 
@@ -240,6 +241,7 @@ def fit(
     sha256: str,
     fitted_on: str,
     features: Collection[str],
+    shape: bool = True,
     priors: Mapping[str, Sequence[float]],
     tokens_per_word: float | None = None,
     cloud_share: float | None = None,
@@ -249,6 +251,7 @@ def fit(
 
     Args:
         features: what `auto` reads, by name; others in the results are left out.
+        shape: whether length and shape of the question count for who answers; for the length they always do.
         tokens_per_word: see `Calibration`.
         cloud_share: in [0, 1]; this share of the results' questions goes to the cloud.
         quality: in [0, 1]; the least share of questions that goes to the cloud such that this share is
@@ -268,7 +271,8 @@ def fit(
             f" bring {MIN_QUESTIONS} or more, of both kinds"
         )
     names = sorted({name for result in results for name in result.features} & set(features))
-    table = _Table.of([result.features for result in results], names)
+    blended = [name for name in names if shape or not name.startswith(SHAPE_FEATURES)]
+    table = _Table.of([result.features for result in results], blended)
     regression = LogisticRegression(C=0.1, max_iter=1000).fit(table.scaled, labels)
     calibration = Calibration(
         model=model,

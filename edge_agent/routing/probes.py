@@ -314,6 +314,10 @@ def multiple_choice(question: str, choices: Sequence[str]) -> str:
     )
 
 
+SHAPE_FEATURES = ("prompt_tokens.", "shape.")
+"""How the names of `cheap_features` begin."""
+
+
 def cheap_features(question: Question) -> dict[str, float]:
     """What can be seen without the model: length and shape of the question."""
     text = question.text
