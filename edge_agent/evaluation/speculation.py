@@ -87,7 +87,8 @@ class SpeculationPlan:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Examine]:
-        config = self.config.model_copy(update={"mode": "speculate"})
+        # Passes are counted here, and how many drafts share one must not depend on how fast they came.
+        config = self.config.model_copy(update={"mode": "speculate", "proactive": False})
         async with AsyncExitStack() as stack:
             cloud = await stack.enter_async_context(connect(self.cloud, config))
             resolved = resolve(config.model, Registry.load())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 
 from cloud_service.targets.base import Scores
@@ -30,6 +29,7 @@ from shared.messages import Draft, Message, Open, Policy, Verdict
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import Sampling
 from shared.session import Origin
+from shared.stopping import TopProbBelow
 from tests.scripted_target import ScriptedTarget
 from tests.service import (
     InProcessCloud,
@@ -118,10 +118,10 @@ async def _check_edges_own(
     for i, origin in enumerate(origins):
         if origin is Origin.ACCEPTED:
             text = [*prompt, *token_ids[:i]]
-            [token] = await drafter.draft(
+            [proposal] = await drafter.propose(
                 text, 1, sampling=request.sampling, seed=request.seed, start=i, end_token_ids=()
             )
-            assert token == token_ids[i]
+            assert proposal.token_id == token_ids[i]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
@@ -215,12 +215,12 @@ async def test_a_draft_ends_before_the_first_token_that_the_edge_is_unsure_of(ti
         prompt = edge.model.render_chat([Message("user", QUESTIONS[0])])
         drafter = LlamaDrafter(edge)
         options: dict[str, Any] = {"sampling": Sampling(), "seed": 0, "start": 0, "end_token_ids": ()}
-        whole = await drafter.draft_with_logprobs(prompt, 16, **options)
-        probs = [float(np.exp(logprob)) for _, logprob in whole]
+        whole = await drafter.propose(prompt, 16, **options)
+        probs = [proposal.prob for proposal in whole if proposal.prob is not None]
         for stop_below in (0.0, *sorted(probs)[::4], 1.0):
             sure = next((i for i, p in enumerate(probs) if p < stop_below), len(probs))
-            drafted = await drafter.draft(prompt, 16, **options, stop_below=stop_below)
-            assert drafted == [token for token, _ in whole[:sure]]
+            drafted = await drafter.propose(prompt, 16, **options, stop=TopProbBelow(stop_below))
+            assert drafted == whole[:sure]
 
 
 # What is in force
@@ -306,6 +306,7 @@ async def test_the_answer_says_which_policy_made_it_and_how_many_passes(tiny_pai
         policy=Policy.BILD,
         rollback_threshold=ANYTHING,
         max_draft_tokens=DRAFT,
+        proactive=False,
         max_tokens=MAX_TOKENS,
     )
     async with (

@@ -134,7 +134,9 @@ def test_json_gives_the_answer_and_its_figures(duet: Duet, alone: TargetAlone, m
     assert answer["finish_reason"] in ("stop", "length")
     assert answer["prompt_tokens"] == len(alone.model.render_chat([Message("user", QUESTION)]))
     assert answer["completion_tokens"] == len(answer["tokens"]) <= MAX_TOKENS
-    assert all(set(token) == {"id", "text", "origin"} for token in answer["tokens"])
+    assert all(set(token) == {"id", "text", "origin", "source"} for token in answer["tokens"])
+    assert {token["source"] for token in answer["tokens"] if token["origin"] == "accepted"} <= {"model"}
+    assert {token["source"] for token in answer["tokens"] if token["origin"] != "accepted"} <= {None}
     assert answer["seed"] == 11
     assert answer["ttft_ms"] > 0
     assert answer["tpot_ms"] > 0

@@ -35,6 +35,11 @@ def test_a_later_layer_wins_and_every_setting_knows_its_source():
     }
 
 
+def test_the_pace_of_speculation_is_a_window_or_stop_and_wait():
+    assert EdgeConfig(max_draft_tokens=3, max_in_flight_tokens=9).pace.max_in_flight_tokens == 9
+    assert EdgeConfig(proactive=False).pace.max_in_flight_tokens is None
+
+
 def test_a_bad_value_that_is_overridden_does_no_harm():
     config, _ = resolve(EdgeConfig, {"duet.yaml": {"top_k": 0}, "flags": {"top_k": 5}})
     assert config.top_k == 5
@@ -58,6 +63,8 @@ def test_an_unknown_setting_is_refused_with_its_source_and_the_nearest_known_one
         pytest.param(EdgeConfig, "mode", "fast", id="not one of the choices"),
         pytest.param(EdgeConfig, "max_tokens", "many", id="words for a number"),
         pytest.param(EdgeConfig, "max_tokens", 0, id="too small"),
+        pytest.param(EdgeConfig, "max_in_flight_tokens", 0, id="a window of nothing"),
+        pytest.param(EdgeConfig, "acceptance_threshold", 1.01, id="more than certain"),
         pytest.param(EdgeConfig, "max_tokens", 1.5, id="half a token"),
         pytest.param(EdgeConfig, "max_tokens", None, id="empty"),
         pytest.param(EdgeConfig, "temperature", -1, id="below zero"),
