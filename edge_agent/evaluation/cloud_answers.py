@@ -26,7 +26,7 @@ class CloudAnswers:
         """
         Args:
             model: what it must serve all the time.
-            patience_s: how long a cloud that is away is waited for.
+            patience_s: how long a question is asked again, from the first time that the cloud failed it.
         """
         self._cloud = cloud
         self._model = model
@@ -42,14 +42,16 @@ class CloudAnswers:
         request = Open(
             prompt=(Message("user", question),), sampling=Sampling(), seed=0, max_tokens=max_tokens
         )
-        began = time.monotonic()
+        failed_s: float | None = None
         pause_s = FIRST_PAUSE_S
         async with self._streams:
             while True:
                 try:
                     return await self._ask(request)
                 except (CloudUnavailable, CloudOverloaded, VerifyTimeout) as error:
-                    if time.monotonic() - began + pause_s > self._patience_s:
+                    now_s = time.monotonic()
+                    failed_s = now_s if failed_s is None else failed_s
+                    if now_s + pause_s - failed_s > self._patience_s:
                         raise
                     log.warning("waiting %.0f s for the cloud: %s", pause_s, error)
                 await asyncio.sleep(pause_s)
