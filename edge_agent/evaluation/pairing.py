@@ -16,16 +16,24 @@ def pair_runs(edge: Path, cloud: Path, out: Path) -> int:
     many edges. Questions that only one of the two has are left out.
 
     Raises:
-        InvalidRequest: not two routing runs over the same data with answers of the same length.
+        InvalidRequest: not two routing runs over the same data with answers of the same length and count.
     """
     edge_manifest, edge_rows = read_run(edge)
     cloud_manifest, cloud_rows = read_run(cloud)
     ours, theirs = edge_manifest["identity"], cloud_manifest["identity"]
-    for name in ("experiment", "items_sha256", "letter_request_sha256", "max_answer_tokens"):
+    for folder, identity in ((edge, ours), (cloud, theirs)):
+        if identity["experiment"] != "routing":
+            raise InvalidRequest(f"{folder} is no routing run; pair two routing runs over the same data")
+    for name in ("items_sha256", "letter_request_sha256", "max_answer_tokens"):
         if ours.get(name) != theirs.get(name):
             raise InvalidRequest(
                 f"{edge} and {cloud} differ in {name}; pair two routing runs over the same data"
             )
+    if (ours["cloud"] is None) != (theirs["cloud"] is None):  # then one counts letters and the other words
+        raise InvalidRequest(
+            f"only one of {edge} and {cloud} was asked beside a cloud, so that multiple choice counts"
+            " differently; pair two runs of one model alone"
+        )
     identity = {
         **ours,
         "cloud": theirs["edge"]["model"],
