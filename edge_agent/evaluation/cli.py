@@ -114,7 +114,7 @@ def length(
         config=settings,
         probes=_probe_names(probes, settings),
         num_parallel=parallel,
-        temperatures=tuple(temperature or (0.0, 0.7)),
+        temperatures=tuple(dict.fromkeys(temperature or (0.0, 0.7))),
         num_samples=samples,
     )
     _run(plan, settings, data, limit, out, workers, ray=ray)

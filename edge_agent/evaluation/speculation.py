@@ -52,14 +52,15 @@ def grid(
     fallbacks: Sequence[float],
     rollbacks: Sequence[float],
 ) -> tuple[Setting, ...]:
-    """Every combination that differs: `lossless` has no rollback threshold."""
-    return tuple(
+    """Every combination that differs, once: `lossless` has no rollback threshold."""
+    settings = (
         Setting(
             policy=policy, max_draft_tokens=length, fallback_threshold=fallback, rollback_threshold=rollback
         )
         for policy, length, fallback in itertools.product(policies, draft_lengths, fallbacks)
         for rollback in (rollbacks if policy is Policy.BILD else rollbacks[:1])
     )
+    return tuple(dict.fromkeys(settings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
