@@ -152,7 +152,7 @@ class _Examiner:
         if setting is not None:
             update = {
                 "mode": "speculate",
-                "policy": setting.policy.value,
+                "policy": setting.policy,
                 "max_draft_tokens": setting.max_draft_tokens,
                 "fallback_threshold": setting.fallback_threshold,
                 "rollback_threshold": setting.rollback_threshold,
