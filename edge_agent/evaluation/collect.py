@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import AsyncExitStack, aclosing, contextmanager
+from math import ceil
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +29,7 @@ from shared.errors import InvalidSetting
 log = logging.getLogger("duet.eval")
 
 CHUNK = 16
-"""Units handed to a worker at once: answers that share passes, and what is lost at most if it dies."""
+"""Units handed to a worker at most: answers that share passes, and what is lost if it dies."""
 LOG_EVERY_S = 30.0
 """Where no terminal shows a bar, a line says so often how far the run is."""
 
@@ -41,9 +42,10 @@ async def collect(run: Run, plan: Plan, units: Sequence[Unit], *, num_workers: i
         ray: spread them over a Ray cluster (`RAY_ADDRESS`, else one started here).
     """
     todo = [unit for unit in units if unit.id not in run.done]
-    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
     if not todo:
         return
+    size = min(CHUNK, ceil(len(todo) / num_workers))
+    chunks = [todo[i : i + size] for i in range(0, len(todo), size)]
     with _progress(len(units), len(units) - len(todo)) as advance:
         if ray:
             rows = _by_ray(plan, chunks, num_workers)
