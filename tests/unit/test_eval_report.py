@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -73,32 +74,44 @@ FIGURES = {
 }
 
 
+@functools.cache
+def figure_of(name: str) -> Figure:
+    """One of FIGURES, drawn once; a warning fails it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return FIGURES[name]()
+
+
+@functools.cache
+def svg_of(name: str) -> str:
+    return plots.to_svg(figure_of(name))
+
+
 def texts(figure: Figure) -> list[str]:
     """Every piece of text of a figure, as its SVG has it."""
     root = ElementTree.fromstring(plots.to_svg(figure))
     return ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
-@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
-def test_a_figure_is_drawn_whole_and_within_its_borders(draw):
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_whole_and_within_its_borders(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = draw()
-        pixels = imread(io.BytesIO(plots.to_png(figure)))[:, :, :3]
+        pixels = imread(io.BytesIO(plots.to_png(figure_of(name))))[:, :, :3]
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     assert np.ptp(border, axis=0).max() == 0, "something is cut at the edge"
     assert pixels.std() > 0.01
 
 
-@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
-def test_a_picture_on_the_page_takes_every_colour_from_the_page(draw):
-    svg = plots.inline(plots.to_svg(draw()), "here", "what it shows")
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_picture_on_the_page_takes_every_colour_from_the_page(name):
+    svg = plots.inline(svg_of(name), "here", "what it shows")
     assert "var(--ink)" in svg
     assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {"#000000", "#ffffff"}
 
 
 def test_pictures_on_one_page_share_no_id():
-    svg = plots.to_svg(FIGURES["cost_quality"]())
+    svg = svg_of("cost_quality")
     ids = [set(re.findall(r'\bid="([^"]*)"', plots.inline(svg, name, ""))) for name in ("a", "b")]
     assert ids[0]
     assert not ids[0] & ids[1]
@@ -143,7 +156,7 @@ def test_only_settings_that_no_other_beats_are_named_on_the_front():
 
 
 def test_answers_that_were_cut_off_are_marked_apart_and_counted():
-    labels = texts(FIGURES["lengths"]())
+    labels = texts(figure_of("lengths"))
     assert "ended by itself (n = 1)" in labels
     assert "cut off at the limit: longer than shown (n = 1)" in labels
 
@@ -155,7 +168,7 @@ def one_page(**changes: object) -> Page:
             Table(title="Figures", columns=["", "a|b"], rows=[["<b>APGR</b>", "0.6 | 0.7"]], note="95%")
         ],
         "pictures": [
-            Picture(name="curve", title="A curve", caption="n = 3", figure=FIGURES["gap_recovered"]())
+            Picture(name="curve", title="A curve", caption="n = 3", figure=figure_of("gap_recovered"))
         ],
         "missing": ["the cloud's answers: none"],
         **changes,
@@ -233,7 +246,7 @@ def quick():
     """Few bootstrap draws and the plainest fits: these tests look at the page, not at the numbers."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("summarise_routing", "summarise_length", "summarise_speculation"):
-            patch.setattr(sections, name, partial(getattr(sections, name), draws=20))
+            patch.setattr(sections, name, functools.partial(getattr(sections, name), draws=20))
         for name, model in (("_classifier", LogisticRegression), ("_regressor", LinearRegression)):
             patch.setattr(crossfit, name, lambda *_, model=model: crossfit._scaled(model()))
         yield
@@ -246,9 +259,19 @@ def folders_of(tmp_path: Path, *runs: tuple[str, list[Row]]) -> list[Path]:
     ]
 
 
+@contextmanager
+def no_layout() -> Iterator[None]:
+    """Pictures that nobody looks at need no place for their labels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw_without_rendering", lambda figure: None)
+        yield
+
+
 def report(tmp_path: Path, *runs: tuple[str, list[Row]]) -> str:
     """Markdown of a report on runs, its page checked for wholeness; the pictures are left empty."""
-    page = Page(title="", subtitle="", sections=sections.sections(folders_of(tmp_path, *runs)))
+    with no_layout():
+        made = sections.sections(folders_of(tmp_path, *runs))
+    page = Page(title="", subtitle="", sections=made)
     check_page(to_html(page, {p.name: "<svg></svg>" for p in page.pictures}, plots.COLOURS, plots.DARK))
     return to_markdown(page, "plots")
 
@@ -264,7 +287,8 @@ def whole(tmp_path_factory):
         ("length", length_rows()),
         ("routing", routing_rows(60, seed=1)),
     )
-    files = write_report(runs, folder / "out")
+    with no_layout():
+        files = write_report(runs, folder / "out")
     return files, files.page.read_text("utf-8"), files.summary.read_text("utf-8")
 
 
