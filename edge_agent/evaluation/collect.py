@@ -7,10 +7,10 @@ import logging
 import multiprocessing
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from math import ceil
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -22,9 +22,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from edge_agent.evaluation.plan import Plan, Unit
+from edge_agent.evaluation.plan import Examine, Plan, Unit
 from edge_agent.evaluation.runs import Row, Run
-from shared.errors import InvalidSetting
+from shared.errors import DuetError, InvalidSetting
+
+Result = TypeVar("Result")
 
 log = logging.getLogger("duet.eval")
 
@@ -68,18 +70,30 @@ async def _here(plan: Plan, chunks: Sequence[Sequence[Unit]]) -> AsyncGenerator[
 
 
 class Worker:
-    """An opened plan in a process of its own."""
+    """A plan in a process of its own, opened with the first units."""
 
     def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._loop = asyncio.new_event_loop()
         self._stack = AsyncExitStack()
-        self._examine = self._loop.run_until_complete(self._stack.enter_async_context(plan.open()))
+        self._examine: Examine | None = None
 
-    def rows(self, units: Sequence[Unit]) -> list[Row]:
-        async def all_rows() -> list[Row]:
-            return [row async for row in self._examine(units)]
+    def rows(self, units: Sequence[Unit]) -> tuple[list[Row], DuetError | None]:
+        """The rows, and what ended them early."""
+        rows: list[Row] = []
 
-        return self._loop.run_until_complete(all_rows())
+        async def make() -> None:  # no method: Ray would run an actor that has an async one in its own loop
+            if self._examine is None:
+                self._examine = await self._stack.enter_async_context(self._plan.open())
+            async with aclosing(self._examine(units)) as made:
+                async for row in made:
+                    rows.append(row)
+
+        try:
+            self._loop.run_until_complete(make())
+        except DuetError as error:
+            return rows, error
+        return rows, None
 
 
 _worker: Worker | None = None
@@ -90,7 +104,7 @@ def _start_worker(plan: Plan) -> None:
     _worker = Worker(plan)
 
 
-def _rows_of_worker(units: Sequence[Unit]) -> list[Row]:
+def _rows_of_worker(units: Sequence[Unit]) -> tuple[list[Row], DuetError | None]:
     assert _worker is not None, "the pool started it"
     return _worker.rows(units)
 
@@ -103,12 +117,19 @@ async def _by_processes(
         num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(plan,)
     )
     try:
-        running: set[Future[list[Row]]] = {pool.submit(_rows_of_worker, chunk) for chunk in chunks}
+        running = {pool.submit(_rows_of_worker, chunk) for chunk in chunks}
+        failure: DuetError | None = None
         while running:
             done, running = await asyncio.to_thread(wait, running, return_when=FIRST_COMPLETED)
             for future in done:
-                for row in future.result():
+                rows, error = future.result()
+                for row in rows:
                     yield row
+                failure = failure or error
+            if failure is not None:  # no more is begun, but what the others are at is kept
+                running = {future for future in running if not future.cancel()}
+        if failure is not None:
+            raise failure
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -125,16 +146,18 @@ async def _by_ray(
         actor: Any = ray.remote(Worker)
         pool = ray.util.ActorPool([actor.remote(plan) for _ in range(num_workers)])
         results = pool.map_unordered(lambda worker, chunk: worker.rows.remote(chunk), chunks)
-        async for rows in _in_thread(results):
+        async for rows, error in _in_thread(results):
             for row in rows:
                 yield row
+            if error is not None:
+                raise error
     finally:
         ray.shutdown()
 
 
-async def _in_thread(results: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
-    while (rows := await asyncio.to_thread(next, results, None)) is not None:
-        yield rows
+async def _in_thread(results: Iterator[Result]) -> AsyncIterator[Result]:
+    while (result := await asyncio.to_thread(next, results, None)) is not None:
+        yield result
 
 
 @contextmanager

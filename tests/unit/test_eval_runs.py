@@ -24,7 +24,14 @@ from edge_agent.evaluation.plan import Examine, Unit
 from edge_agent.evaluation.runs import Row, Run, read_run
 from edge_agent.evaluation.speculation import agreement, grid
 from edge_agent.remote import Meter
-from shared.errors import CloudFailed, CloudOverloaded, CloudUnavailable, InvalidRequest, VerifyTimeout
+from shared.errors import (
+    CloudFailed,
+    CloudOverloaded,
+    CloudUnavailable,
+    InvalidRequest,
+    ModelFileInvalid,
+    VerifyTimeout,
+)
 from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy, Tokens, Usage
 from tests.eval_runs import routing_rows, write_run
 
@@ -44,9 +51,10 @@ class FakePlan:
 
     experiment = "fake"
 
-    def __init__(self, fails_at: str = "") -> None:
+    def __init__(self, fails_at: str = "", loads: bool = True) -> None:
         self.asked: list[str] = []
         self._fails_at = fails_at
+        self._loads = loads
 
     def identity(self) -> dict[str, object]:
         return dict(IDENTITY)
@@ -56,6 +64,8 @@ class FakePlan:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Examine]:
+        if not self._loads:
+            raise ModelFileInvalid("no model")
         yield self._rows
 
     async def _rows(self, units: Sequence[Unit]) -> AsyncGenerator[Row, None]:
@@ -66,11 +76,11 @@ class FakePlan:
             yield {"id": unit.id}
 
 
-def ask(folder: Path, num: int, plan: FakePlan) -> list[str]:
-    """Run the fake experiment over the first questions; returns what it asked."""
+def ask(folder: Path, num: int, plan: FakePlan, num_workers: int = 1) -> list[str]:
+    """Run the fake experiment over the first questions; returns what it asked in this process."""
     items = [Item(id=f"q{i:02}", kind=Kind.OPEN, turns=("?",)) for i in range(num)]
     with opened(folder) as run:
-        asyncio.run(collect(run, plan, plan.units(items), num_workers=1, ray=False))
+        asyncio.run(collect(run, plan, plan.units(items), num_workers=num_workers, ray=False))
     return plan.asked
 
 
@@ -116,12 +126,19 @@ def test_a_larger_limit_goes_on_with_a_run(tmp_path):
 
 def test_a_run_that_is_complete_loads_no_model(tmp_path):
     ask(tmp_path, 2, FakePlan())
+    assert ask(tmp_path, 2, FakePlan(loads=False)) == []
 
-    class Unloadable(FakePlan):
-        def open(self) -> Any:
-            raise AssertionError("loaded")
 
-    assert ask(tmp_path, 2, Unloadable()) == []
+def test_what_workers_finished_before_one_of_them_failed_is_kept(tmp_path):
+    with pytest.raises(CloudUnavailable, match="the cloud is away"):
+        ask(tmp_path, 32, FakePlan(fails_at="q20"), num_workers=2)
+    assert {row["id"] for row in read_run(tmp_path)[1]} == {f"q{i:02}" for i in range(20)}
+    assert ask(tmp_path, 32, FakePlan()) == [f"q{i}" for i in range(20, 32)]
+
+
+def test_workers_that_cannot_start_say_why(tmp_path):
+    with pytest.raises(ModelFileInvalid, match="no model"):
+        ask(tmp_path, 4, FakePlan(loads=False), num_workers=2)
 
 
 def test_a_number_that_json_does_not_know_is_not_written(tmp_path):
