@@ -116,9 +116,10 @@ def _check_or_write_manifest(folder: Path, identity: Mapping[str, Any], about: M
     if not path.exists():
         if (folder / ROWS).exists():
             raise InvalidRequest(f"{folder} holds rows without a manifest; choose another --out")
-        path.write_text(
-            json.dumps({"identity": identity, "about": about}, indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
+        text = json.dumps({"identity": identity, "about": about}, indent=2, ensure_ascii=False) + "\n"
+        part = path.with_suffix(".part")  # so that a kill leaves no half of a manifest
+        part.write_text(text, "utf-8")
+        os.replace(part, path)
         return
     try:
         found = json.loads(path.read_text("utf-8"))["identity"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.evaluation import cloud_answers
+from edge_agent.evaluation import cloud_answers, runs
 from edge_agent.evaluation.cloud_answers import CloudAnswers
 from edge_agent.evaluation.collect import collect
 from edge_agent.evaluation.feature_sets import feature_sets, with_course
@@ -198,6 +198,17 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, text):
         opened(tmp_path)
 
 
+def test_a_kill_while_the_manifest_is_written_leaves_no_half_of_one(tmp_path, monkeypatch):
+    def killed(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path)
+    assert ask(tmp_path, 1, FakePlan()) == ["q00"]
+
+
 def test_a_folder_without_a_run_cannot_be_read(tmp_path):
     with pytest.raises(InvalidRequest, match="holds no run"):
         read_run(tmp_path)
@@ -267,8 +278,8 @@ def test_a_pair_has_the_edges_rows_with_the_other_models_answers(tmp_path):
 def test_a_pair_whose_runs_have_grown_grows_with_them(tmp_path):
     rows = routing_rows(6)
     for num in (3, 6):
-        runs = [run_alone(tmp_path / f"{model} {num}", model, rows[:num]) for model in ("small", "large")]
-        assert pair_runs(*runs, tmp_path / "pair") == num
+        both = [run_alone(tmp_path / f"{model} {num}", model, rows[:num]) for model in ("small", "large")]
+        assert pair_runs(*both, tmp_path / "pair") == num
 
 
 @pytest.mark.parametrize(
@@ -290,9 +301,9 @@ def test_runs_over_other_data_or_with_other_answers_are_no_pair(tmp_path, identi
 
 @pytest.mark.parametrize("experiments", [("length", "length"), ("routing", "length"), ("length", "routing")])
 def test_runs_of_another_experiment_are_no_pair(tmp_path, experiments):
-    runs = [run_alone(tmp_path / f"{i}", "a model", [], experiment=e) for i, e in enumerate(experiments)]
+    both = [run_alone(tmp_path / f"{i}", "a model", [], experiment=e) for i, e in enumerate(experiments)]
     with pytest.raises(InvalidRequest, match="is no routing run"):
-        pair_runs(*runs, tmp_path / "pair")
+        pair_runs(*both, tmp_path / "pair")
 
 
 def test_answers_that_count_by_letter_are_not_paired_with_answers_in_words(tmp_path):
