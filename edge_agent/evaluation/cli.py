@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 DEFAULT_MAX_ANSWER_TOKENS = 512
+DEFAULT_PATIENCE_S = 600.0
 EVALUATION_CONTEXT_TOKENS = 2048
 
 Data = Annotated[
@@ -42,6 +43,7 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer; longer ones
 Parallel = Annotated[int, typer.Option(min=1, max=64, help="Answers that one edge model makes at once.")]
 Workers = Annotated[int, typer.Option(min=1, help="Edge models side by side, each in its own process.")]
 Ray = Annotated[bool, typer.Option("--ray", help="Spread the workers over a Ray cluster (RAY_ADDRESS).")]
+Patience = Annotated[float, typer.Option(min=0.0, help="Seconds that a cloud which went away is waited for.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each edge model.")]
 GpuLayers = Annotated[int | None, typer.Option(help="Layers of each edge model on a GPU; -1 is all.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any setting of `duet`.")]
@@ -63,9 +65,7 @@ def routing(
     workers: Workers = 1,
     ray: Ray = False,
     streams: Annotated[int, typer.Option(min=1, help="Answers that the cloud makes at once.")] = 4,
-    patience: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that a cloud which went away is waited for.")
-    ] = 600.0,
+    patience: Patience = DEFAULT_PATIENCE_S,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
     config: ConfigFile = None,
@@ -143,6 +143,7 @@ def speculation(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     limit: Limit = None,
     max_tokens: MaxTokens = 128,
+    patience: Patience = DEFAULT_PATIENCE_S,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
     config: ConfigFile = None,
@@ -154,7 +155,7 @@ def speculation(
     settings = settings.model_copy(update={"temperature": temperature, "seed": 0})
     plan = SpeculationPlan(
         config=settings,
-        cloud=asyncio.run(_cloud_spec(settings, 1, 0.0)),
+        cloud=asyncio.run(_cloud_spec(settings, 1, patience)),
         settings=grid(policy or list(Policy), draft_tokens or [4, 8], fallback or [0.0], rollback or [3.0]),
     )
     _run(plan, settings, data, limit, out, 1, ray=False)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
+from typing import TypeVar
 
 from edge_agent.evaluation.batch import Answered
 from edge_agent.remote import Cloud, Meter
@@ -19,6 +22,42 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 
 
+Result = TypeVar("Result")
+
+
+async def patiently(ask: Callable[[], Awaitable[Result]], patience_s: float) -> Result:
+    """Ask until a cloud that is away is back, with longer and longer pauses.
+
+    Args:
+        ask: asks once, from the start.
+        patience_s: for how long it is asked again, from the first time that the cloud failed it.
+    Raises:
+        CloudError: the cloud refused, or stayed away for longer.
+    """
+    failed_s: float | None = None
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            return await ask()
+        except (CloudUnavailable, CloudOverloaded, VerifyTimeout) as error:
+            now_s = time.monotonic()
+            failed_s = now_s if failed_s is None else failed_s
+            if now_s + pause_s - failed_s > patience_s:
+                raise
+            log.warning("waiting %.0f s for the cloud: %s", pause_s, error)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def check_model(served: str | None, begun_with: str) -> None:
+    """Raises InvalidRequest where the cloud serves another model than when the run began."""
+    if served != begun_with:
+        raise InvalidRequest(
+            f"the cloud now serves {served}, but the run was begun with {begun_with};"
+            " serve that again, or choose another --out"
+        )
+
+
 class CloudAnswers:
     """Greedy answers of one `duet-cloud` service, several at once."""
 
@@ -26,7 +65,7 @@ class CloudAnswers:
         """
         Args:
             model: what it must serve all the time.
-            patience_s: how long a question is asked again, from the first time that the cloud failed it.
+            patience_s: as in `patiently`.
         """
         self._cloud = cloud
         self._model = model
@@ -42,20 +81,8 @@ class CloudAnswers:
         request = Open(
             prompt=(Message("user", question),), sampling=Sampling(), seed=0, max_tokens=max_tokens
         )
-        failed_s: float | None = None
-        pause_s = FIRST_PAUSE_S
         async with self._streams:
-            while True:
-                try:
-                    return await self._ask(request)
-                except (CloudUnavailable, CloudOverloaded, VerifyTimeout) as error:
-                    now_s = time.monotonic()
-                    failed_s = now_s if failed_s is None else failed_s
-                    if now_s + pause_s - failed_s > self._patience_s:
-                        raise
-                    log.warning("waiting %.0f s for the cloud: %s", pause_s, error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            return await patiently(partial(self._ask, request), self._patience_s)
 
     async def _ask(self, request: Open) -> Answered:
         text = b""
@@ -63,11 +90,7 @@ class CloudAnswers:
         async with aclosing(self._cloud.generate(request, Meter())) as messages:
             async for message in messages:
                 if isinstance(message, Opened):
-                    if message.model != self._model:
-                        raise InvalidRequest(
-                            f"the cloud now serves {message.model}, but the run was begun with {self._model};"
-                            " serve that again, or choose another --out"
-                        )
+                    check_model(message.model, self._model)
                 elif isinstance(message, Finished):
                     censored = message.reason is FinishReason.LENGTH
                     if message.reason is FinishReason.DRAIN:

@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from edge_agent.agent import Agent
 from edge_agent.edge_model import EdgeModel
+from edge_agent.evaluation.cloud_answers import check_model, patiently
 from edge_agent.evaluation.grading import is_right
 from edge_agent.evaluation.items import Item
 from edge_agent.evaluation.plan import Examine, Unit
@@ -17,9 +19,9 @@ from edge_agent.evaluation.routing import CloudSpec, connect
 from edge_agent.evaluation.runs import Row
 from edge_agent.remote import Cloud
 from shared.config import EdgeConfig
-from shared.errors import CloudFailed
+from shared.errors import CloudFailed, CloudUnavailable
 from shared.events import Answer
-from shared.messages import Policy
+from shared.messages import FinishReason, Policy
 from shared.models import Registry, resolve
 from shared.session import Origin
 
@@ -113,14 +115,12 @@ class _Examiner:
 
     async def _row(self, unit: Unit) -> Row:
         setting = self._settings.get(str(unit.condition["setting"]))
-        began = time.monotonic()
-        answer = await self._answer(unit.item, setting)
-        seconds = time.monotonic() - began
+        answer, seconds = await self._answer(unit.item, setting)
         tokens = [token.id for token in answer.tokens]
         if setting is None:
             self._streams[unit.item.id] = tokens
         elif unit.item.id not in self._streams:  # made in an earlier session of this run
-            stream = await self._answer(unit.item, None)
+            stream, _ = await self._answer(unit.item, None)
             self._streams[unit.item.id] = [token.id for token in stream.tokens]
         return {
             "id": unit.id,
@@ -147,7 +147,14 @@ class _Examiner:
             "agreement": agreement(tokens, self._streams[unit.item.id]),
         }
 
-    async def _answer(self, item: Item, setting: Setting | None) -> Answer:
+    async def _answer(self, item: Item, setting: Setting | None) -> tuple[Answer, float]:
+        """An answer that the cloud did not fail, and the seconds that it took."""
+        cloud = self._plan.cloud
+        answer, seconds = await patiently(partial(self._ask, item, setting), cloud.patience_s)
+        check_model(answer.cloud_model, cloud.model)
+        return answer, seconds
+
+    async def _ask(self, item: Item, setting: Setting | None) -> tuple[Answer, float]:
         update: dict[str, object] = {"mode": CLOUD}
         if setting is not None:
             update = {
@@ -158,10 +165,13 @@ class _Examiner:
                 "rollback_threshold": setting.rollback_threshold,
             }
         agent = Agent(self._plan.config.model_copy(update=update), edge=self._edge, cloud=self._cloud)
+        began = time.monotonic()
         async with aclosing(agent.ask(item.question)) as events:
             async for event in events:
                 if isinstance(event, Answer):
-                    return event
+                    if event.finish_reason is FinishReason.DRAIN:
+                        raise CloudUnavailable("the cloud is leaving")
+                    return event, time.monotonic() - began
         raise CloudFailed("an answer ended without its figures")
 
 
