@@ -197,28 +197,42 @@ def test_a_kill_in_the_middle_costs_no_finished_question(
     assert len(rows_of(folder)) == 40
 
 
-def test_a_cloud_that_goes_away_is_waited_for_and_nothing_is_lost(
-    home: Path, tiny_pair: TinyPair, run: Path
-) -> None:
-    folder = home / "cloud-killed"
-    with running_cloud(tiny_pair.target_gguf, cache_type="f32", context_tokens=512) as cloud:
-        arguments = (*routing(tiny_pair, cloud), "--parallel", "1", "--out", str(folder))
-        with asking(home, *arguments) as process:
+def with_cloud_killed(home: Path, pair: TinyPair, folder: Path, *arguments: str) -> dict[str, Row]:
+    """Rows of a run whose cloud is killed after the first of them and comes back once it is missed."""
+    flags = {"cache_type": "f32", "context_tokens": 512}
+    with running_cloud(pair.target_gguf, **flags) as cloud:
+        places = ("--edge", str(pair.draft_gguf), "--cloud", cloud.address, "--out", str(folder))
+        with asking(home, *arguments, *SHORT, *places) as process:
             wait_for(process, lambda: num_lines(folder) >= 2)
             cloud.process.kill()
             cloud.process.wait()
             finished = (folder / "rows.jsonl").read_bytes()
             assert process.stderr is not None
             assert "waiting 1 s for the cloud" in next(process.stderr)
-            with running_cloud(
-                tiny_pair.target_gguf, cache_type="f32", context_tokens=512, listen=cloud.address
-            ):
+            with running_cloud(pair.target_gguf, **flags, listen=cloud.address):
                 process.communicate(timeout=MADE_WITHIN_S)
             assert process.returncode == 0
-    rows = rows_of(folder)
     assert (folder / "rows.jsonl").read_bytes().startswith(finished[: finished.rfind(b"\n") + 1])
+    return rows_of(folder)
+
+
+def test_routing_waits_for_a_cloud_that_goes_away_and_loses_nothing(
+    home: Path, tiny_pair: TinyPair, run: Path
+) -> None:
+    arguments = ("routing", "--probes", ",".join(PROBES), "--parallel", "1")
+    rows = with_cloud_killed(home, tiny_pair, home / "routing-cloud-killed", *arguments)
     assert len(rows) == 60
     assert same({name: rows[name] for name in rows_of(run)}, rows_of(run))
+
+
+def test_speculation_waits_for_a_cloud_that_goes_away_and_loses_nothing(
+    home: Path, tiny_pair: TinyPair
+) -> None:
+    rows = with_cloud_killed(
+        home, tiny_pair, home / "speculation-cloud-killed", "speculation", "--limit", "20"
+    )
+    assert set(Counter(row["setting"] for row in rows.values()).values()) == {20}
+    assert all(row["agreement"] == 1.0 for row in rows.values() if row["policy"] == "lossless")
 
 
 def test_an_edge_file_that_changed_is_refused(home: Path, tiny_pair: TinyPair, service: RunningCloud) -> None:
