@@ -209,7 +209,12 @@ def _summarise_pair(
         missing.append(f"the blend and what rests on it: {error}")
     routers.append(router("prompt length", "length", length))
     probes = {name: column for name, column in zip(names, table.T, strict=True) if name != PROMPT_LENGTH}
-    probes |= {f"value of {name}": column for name, column in _values(rows).items()}
+    # Most probes' value is a feature of the same name, which needs no second line.
+    probes |= {
+        f"value of {name}": column
+        for name, column in _values(rows).items()
+        if name not in probes or not np.allclose(column, probes[name], atol=1e-4, equal_nan=True)
+    }
     routers += [router(name, "probe", column) for name, column in probes.items()]
     routers.append(router("random", "random", metrics.random_scores(len(rows))))
     if cloud is not None:

@@ -79,6 +79,7 @@ def test_every_router_stands_as_it_is_beside_random_length_and_oracle(own_and_la
     expected = metrics.bootstrap_interval(metrics.apgr, who, edge, cloud, draws=DRAWS)
     assert routers["who"].apgr == expected
     assert routers["value of ten-times"].num_missing == 90
+    assert "value of who" not in routers  # a feature says the same already
     assert own.parse_failures == {"ten-times": 0.75}
 
 
