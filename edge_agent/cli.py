@@ -62,6 +62,8 @@ def ask(
         str | None, typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}")
     ] = None,
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
     max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
@@ -104,6 +106,8 @@ def route(
     question: Annotated[str | None, typer.Argument(help="The question; standard input without it.")] = None,
     config: ConfigFile = None,
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
     cloud_threshold: Annotated[float | None, typer.Option(help=_help("cloud_threshold"))] = None,
@@ -210,6 +214,8 @@ async def _calibrate(
 def bench(
     config: ConfigFile = None,
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     acceptance_rate: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of draft tokens accepted, for the forecast.")
@@ -221,8 +227,8 @@ def bench(
 
     The forecast is of stop-and-wait speculation, as `duet ask --mode speculate` does it.
     """
-    mode = "local" if local else "speculate"
-    settings, _ = _load({"cloud": cloud, "model": model, "mode": mode, "drafters": ["model"]}, config)
+    flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
+    settings, _ = _load(flags | {"mode": "local" if local else "speculate", "drafters": ["model"]}, config)
     asyncio.run(_bench(settings, acceptance_rate, as_json=as_json))
 
 
@@ -244,7 +250,7 @@ def show_config(config: ConfigFile = None) -> None:
     settings, origin = _load({}, config)
     table = Table("setting", "value", "from", box=None)
     for name in type(settings).model_fields:
-        table.add_row(name, json.dumps(getattr(settings, name)), origin[name])
+        table.add_row(name, json.dumps(getattr(settings, name), default=str), origin[name])
     Console(soft_wrap=True).print(table)
 
 

@@ -8,8 +8,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
+from shared.addresses import is_loopback
 from shared.draft_ahead import Pace
 from shared.errors import InvalidSetting, UnknownSetting
 from shared.messages import Policy
@@ -44,6 +54,12 @@ def _check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _check_pair(settings: BaseModel, first: str, second: str) -> None:
+    for one, other in ((first, second), (second, first)):
+        if getattr(settings, one) is not None and getattr(settings, other) is None:
+            raise InvalidSetting(f"{one} is set, and needs {other}")
+
+
 def _read_json(value: object) -> object:
     """Take a mapping as the text that an environment variable holds."""
     return json.loads(value) if isinstance(value, str) else value
@@ -51,6 +67,8 @@ def _read_json(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 Url = Annotated[str, AfterValidator(_check_url)]
+Secret = Annotated[SecretStr, Field(min_length=16)]
+"""Never shown, in errors neither."""
 StopText = Annotated[str, Field(min_length=1)]
 DrafterName = Literal["model", "lookup", "retrieval"]
 CacheType = Literal["f16", "f32", "q8_0"]
@@ -140,6 +158,44 @@ class EdgeConfig(_Settings):
     """Seconds until a silent address counts as unreachable."""
     verify_timeout_s: float = Field(120.0, gt=0.0)
     """Seconds without any message from the cloud until a stream is given up."""
+    token: Secret | None = None
+    """Token that the cloud asks for; better in DUET_TOKEN than in a file. Never sent in plain text to
+    another machine."""
+    tls_ca: str | None = None
+    """File with the certificates that vouch for the cloud's; unset takes the system's."""
+    tls_client_cert: str | None = None
+    """File with the certificate that this edge shows to the cloud."""
+    tls_client_key: str | None = None
+    """File with the key of `tls_client_cert`."""
+    tls_server_name: str | None = None
+    """Name in the cloud's certificate, where it is not the host of `cloud`."""
+    insecure: bool = False
+    """Plain text to a cloud on another machine, where no `tls_` setting asks for more."""
+    api_key: Secret | None = None
+    """Key that `duet serve` asks of its clients."""
+    tls_cert: str | None = None
+    """File with the certificate of `duet serve`."""
+    tls_key: str | None = None
+    """File with the key of `tls_cert`."""
+    serve_insecure: bool = False
+    """`duet serve` may listen for other machines without a key or without TLS."""
+
+    @model_validator(mode="after")
+    def _check_trust(self) -> EdgeConfig:
+        _check_pair(self, "tls_client_cert", "tls_client_key")
+        _check_pair(self, "tls_cert", "tls_key")
+        if self.token is not None and not self.encrypts and not is_loopback(self.cloud):
+            raise InvalidSetting(
+                f"the token would travel to {self.cloud} in plain text, where others can read it: leave"
+                " --insecure out, and set tls_ca where the cloud's certificate is your own"
+            )
+        return self
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether the connection to the cloud is TLS."""
+        asked = self.tls_ca or self.tls_client_cert or self.tls_server_name
+        return bool(asked) or not (self.insecure or is_loopback(self.cloud))
 
     @property
     def pace(self) -> Pace:
@@ -223,6 +279,7 @@ def resolve(cls: type[Settings], layers: Mapping[str, Mapping[str, Any]]) -> tup
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
+        shown = "..." if cls.model_fields[name].annotation == Secret | None else repr(merged.get(name))
         raise InvalidSetting(
-            f"{name} = {merged.get(name)!r} in {origin[name]} cannot be used: {first['msg'].lower()}"
+            f"{name} = {shown} in {origin[name]} cannot be used: {first['msg'].lower()}"
         ) from None
