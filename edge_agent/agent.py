@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from edge_agent import modes
 from edge_agent.auto import auto
@@ -17,10 +18,10 @@ from edge_agent.remote import Cloud, Meter
 from edge_agent.routing.privacy import PrivacyRule
 from edge_agent.routing.router import Router
 from edge_agent.speculation import speculate
-from edge_agent.steps import Decided, Prompted, Round, Step
-from shared.config import EdgeConfig
+from edge_agent.steps import Decided, Drafted, Prompted, Step
+from shared.config import EdgeConfig, for_request
 from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong
-from shared.events import Answer, Event, Notice, Text, Token
+from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token
 from shared.messages import FinishReason, Message, Open, Policy
 from shared.routing import Decision
 from shared.sampling import Sampling
@@ -65,6 +66,9 @@ class _Tally:
             self.tokens.append(step)
 
 
+_NOTHING_UNVERIFIED = Provisional("", 0)
+
+
 class Agent:
     """Answers requests with an edge model, a cloud, or both."""
 
@@ -94,22 +98,32 @@ class Agent:
             remember_answers=config.remember_answers,
         )
 
-    async def ask(self, question: str) -> AsyncGenerator[Event, None]:
+    async def ask(
+        self, question: str, *, provisional: bool = False, **settings: Any
+    ) -> AsyncGenerator[Event, None]:
         """Answer one question; see `chat`."""
-        async with aclosing(self.chat(question_as_chat(question, self._config.system))) as events:
+        messages = question_as_chat(question, self._config.system)
+        async with aclosing(self.chat(messages, provisional=provisional, **settings)) as events:
             async for event in events:
                 yield event
 
-    async def chat(self, messages: list[Message]) -> AsyncGenerator[Event, None]:
+    async def chat(
+        self, messages: Sequence[Message], *, provisional: bool = False, **settings: Any
+    ) -> AsyncGenerator[Event, None]:
         """Answer the last of the messages.
 
-        Yields notices and text as they come, and one `Answer` at the end. A chat that outgrows the
+        Yields events as they come, and one `Answer` at the end. A chat that outgrows the
         context loses its oldest turns, never the system prompt, and a notice says so.
 
+        Args:
+            provisional: yield `Provisional`s too.
+            settings: of this request, in place of the agent's own: any of `shared.config.REQUEST_SETTINGS`.
         Raises:
             DuetError: see `shared.errors`; text that was yielded stands.
         """
-        config = self._config
+        config = for_request(self._config, settings)
+        self._check_parts(config)
+        messages = list(messages)
         private = self._privacy.reason(messages, asked=config.private)
         if private is not None and config.mode in ("cloud", "speculate"):
             raise InvalidRequest(
@@ -130,7 +144,8 @@ class Agent:
         while True:
             tally = _Tally(mode=config.mode)
             try:
-                async with aclosing(self._answer(request, tally, private)) as events:
+                answering = self._answer(config, request, tally, private, provisional=provisional)
+                async with aclosing(answering) as events:
                     async for event in events:
                         yield event
                 return
@@ -143,24 +158,50 @@ class Agent:
                 request = replace(request, prompt=tuple(messages))
                 yield Notice(f"the chat outgrew the context: its oldest {num_dropped} messages were left out")
 
-    async def _answer(self, request: Open, tally: _Tally, private: str | None) -> AsyncGenerator[Event, None]:
-        text: TextStream[Origin] = TextStream(self._config.stop)
+    def _check_parts(self, config: EdgeConfig) -> None:
+        """Raises InvalidRequest where what the mode needs was not opened."""
+        drafts = config.mode == "speculate" and "model" in config.drafters
+        if self._edge is None and (drafts or config.mode in ("auto", "local")):
+            raise InvalidRequest(f"mode {config.mode} needs the edge model, which is not loaded")
+        if self._cloud is None and config.mode != "local":
+            raise InvalidRequest(f"mode {config.mode} needs a cloud, and none is set; use mode local")
+        if self._router is None and config.mode == "auto":
+            raise InvalidRequest("mode auto needs the router, which is not loaded; choose another mode")
+
+    async def _answer(
+        self, config: EdgeConfig, request: Open, tally: _Tally, private: str | None, *, provisional: bool
+    ) -> AsyncGenerator[Event, None]:
+        text: TextStream[Origin] = TextStream(config.stop)
         reason: FinishReason | None = None
-        async with aclosing(self._steps(request, tally.meter, private)) as steps:
+        unverified, text_follows = _NOTHING_UNVERIFIED, False
+        if config.mode != "auto":
+            yield Routed(config.mode)
+        all_steps = self._steps(config, request, tally.meter, private, show_drafts=provisional)
+        async with aclosing(all_steps) as steps:
             async for step in steps:
                 tally.take(step)
                 if isinstance(step, FinishReason):
                     reason = step
-                elif isinstance(step, Notice):
+                elif isinstance(step, Notice | Round):
                     yield step
+                elif isinstance(step, Decided):
+                    yield Routed(step.decision.route.value, step.decision)
+                elif isinstance(step, Drafted):
+                    drafted = Provisional(text.preview(step.pieces), len(step.pieces))
+                    if drafted != unverified or (drafted.num_tokens and text_follows):
+                        unverified, text_follows = drafted, False
+                        yield drafted
                 elif isinstance(step, Token):
                     for event in _show(text.feed(step.piece, step.origin), tally):
+                        text_follows = True
                         yield event
                     if text.stopped:
                         reason = FinishReason.STOP
                         break
         for event in _show(text.finish(), tally):
             yield event
+        if unverified != _NOTHING_UNVERIFIED:
+            yield _NOTHING_UNVERIFIED
         assert reason is not None, "a mode ends with a reason or an error"
         answer = self._result(request, tally, reason)
         if private is None:  # what is drafted from the store is sent away
@@ -171,8 +212,9 @@ class Agent:
                 yield Notice(f"the answer is not remembered: {error}")
         yield answer
 
-    def _steps(self, request: Open, meter: Meter, private: str | None) -> AsyncGenerator[Step, None]:
-        config = self._config
+    def _steps(
+        self, config: EdgeConfig, request: Open, meter: Meter, private: str | None, *, show_drafts: bool
+    ) -> AsyncGenerator[Step, None]:
         if config.mode == "local":
             assert self._edge is not None
             return modes.local(self._edge, request)
@@ -183,9 +225,17 @@ class Agent:
             assert self._edge is not None
             assert self._router is not None
             return auto(
-                self._edge, self._drafters, self._cloud, self._router, request, config, meter, private
+                self._edge,
+                self._drafters,
+                self._cloud,
+                self._router,
+                request,
+                config,
+                meter,
+                private,
+                show_drafts=show_drafts,
             )
-        return speculate(self._drafters, self._cloud, request, config.pace, meter)
+        return speculate(self._drafters, self._cloud, request, config.pace, meter, show_drafts=show_drafts)
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
         num = len(tally.tokens)

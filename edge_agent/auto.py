@@ -21,7 +21,7 @@ from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
 from edge_agent.routing.router import Router, moved_by_doubt
 from edge_agent.speculation import speculate
-from edge_agent.steps import Decided, Step
+from edge_agent.steps import Decided, Drafted, Step
 from shared.config import EdgeConfig
 from shared.errors import CloudError, VocabularyMismatch
 from shared.events import Notice, Token
@@ -38,11 +38,14 @@ async def auto(
     config: EdgeConfig,
     meter: Meter,
     private: str | None,
+    *,
+    show_drafts: bool = False,
 ) -> AsyncGenerator[Step, None]:
     """Decide, then answer on the route. A cloud that cannot be reached makes it local, with a notice.
 
     Args:
         private: why the prompt must not leave the device, if it must not.
+        show_drafts: yield `Drafted` whenever it changes.
     """
     messages = [part for part in request.prompt if isinstance(part, Message)]
     routing = await router.route(messages, private)
@@ -52,9 +55,11 @@ async def auto(
     if private is None and not routing.link.up:
         yield Notice(f"answered by the edge model alone: {routing.link.detail}")
     if decision.route is not Route.LOCAL:
-        steps = with_fallbacks(edge, drafters, remote, request, config, meter, decision)
+        steps = with_fallbacks(
+            edge, drafters, remote, request, config, meter, decision, show_drafts=show_drafts
+        )
     elif private is None and routing.link.up and config.doubt_threshold > 0 and edge.can_draft:
-        steps = watched(edge, drafters, remote, request, config, meter, decision)
+        steps = watched(edge, drafters, remote, request, config, meter, decision, show_drafts=show_drafts)
     else:
         steps = modes.local(edge, request)
     async with aclosing(steps):
@@ -70,6 +75,8 @@ async def with_fallbacks(
     config: EdgeConfig,
     meter: Meter,
     decision: Decision,
+    *,
+    show_drafts: bool,
 ) -> AsyncGenerator[Step, None]:
     """The target's answer; what cannot even begin is replaced by the next best, with a notice."""
     attempts = {
@@ -79,6 +86,7 @@ async def with_fallbacks(
             request,
             config.pace,
             meter,
+            show_drafts=show_drafts,
         ),
         Route.CLOUD: lambda: modes.cloud(remote, request, meter),
         Route.LOCAL: lambda: modes.local(edge, request),
@@ -108,6 +116,8 @@ async def watched(
     config: EdgeConfig,
     meter: Meter,
     decision: Decision,
+    *,
+    show_drafts: bool,
 ) -> AsyncGenerator[Step, None]:
     """A local answer that moves to `speculate` when the edge becomes unsure of it."""
     watch: DoubtWatch | None = DoubtWatch(config.doubt_threshold)
@@ -140,6 +150,7 @@ async def watched(
                     config.pace,
                     meter,
                     drafted,
+                    show_drafts=show_drafts,
                 )
                 async with aclosing(stream):
                     try:
@@ -159,6 +170,8 @@ async def watched(
             else:
                 for token in release(keep=WATCH_TOKENS if watch else 0):
                     yield token
+                if show_drafts:
+                    yield Drafted(tuple(token.piece for token in held))
 
 
 def _logprob(token: Token) -> float:

@@ -16,10 +16,10 @@ from typing import Any
 from edge_agent.drafting.base import Proposal
 from edge_agent.drafting.drafters import Drafters, StreamDrafter
 from edge_agent.remote import Cloud, Meter, SpeculateStream
-from edge_agent.steps import Prompted, Round, Step
+from edge_agent.steps import Drafted, Prompted, Step
 from shared.draft_ahead import DraftAhead, Pace, Wanted
 from shared.errors import VocabularyMismatch
-from shared.events import Notice, Token
+from shared.events import Notice, Round, Token
 from shared.messages import Finished, Open, Opened, Verdict
 from shared.session import EdgeSession, EdgeState, Origin
 
@@ -31,11 +31,14 @@ async def speculate(
     pace: Pace,
     meter: Meter,
     drafted: Sequence[Proposal] = (),
+    *,
+    show_drafts: bool = False,
 ) -> AsyncGenerator[Step, None]:
     """The edge drafts, the target verifies; under policy `lossless` the text is the target's own.
 
     Args:
         drafted: what the edge made already, after the committed tokens: the first drafts.
+        show_drafts: yield `Drafted` whenever it changes.
     Raises:
         VocabularyMismatch: the edge made tokens that mean something else to the target.
     """
@@ -56,10 +59,17 @@ async def speculate(
             )
         ahead = DraftAhead(session, opened, pace)
         ahead.begin_with(list(takewhile(lambda p: p.token_id not in drafting.masked_ids, drafted)))
+        if show_drafts and drafted:
+            yield _unverified(ahead, drafting)
         # A translated draft is made as a whole: token by token, the edge would write each word's end twice.
         step_tokens = 1 if pace.proactive and not drafting.translated else pace.max_draft_tokens
-        async with aclosing(_exchange(stream, session, ahead, drafting, request, step_tokens)) as messages:
+        exchange = _exchange(stream, session, ahead, drafting, request, step_tokens)
+        async with aclosing(exchange) as messages:
             async for message in messages:
+                if message is None:
+                    if show_drafts:
+                        yield _unverified(ahead, drafting)
+                    continue
                 if isinstance(message, Finished):
                     session.receive_finished(message)
                     yield message.reason
@@ -70,6 +80,12 @@ async def speculate(
                 for token, origin, source in zip(commit.token_ids, commit.origins, sources, strict=True):
                     proposed_by = source if origin is Origin.ACCEPTED else None
                     yield Token(token, drafting.piece(token), origin, source=proposed_by)
+                if show_drafts:
+                    yield _unverified(ahead, drafting)
+
+
+def _unverified(ahead: DraftAhead, drafting: StreamDrafter) -> Drafted:
+    return Drafted(tuple(drafting.piece(proposal.token_id) for proposal in ahead.proposals))
 
 
 async def _exchange(
@@ -79,8 +95,8 @@ async def _exchange(
     drafting: StreamDrafter,
     request: Open,
     step_tokens: int,
-) -> AsyncGenerator[Verdict | Finished, None]:
-    """Draft and send as `ahead` says, and give what the cloud answers."""
+) -> AsyncGenerator[Verdict | Finished | None, None]:
+    """Draft and send as `ahead` says, and give what the cloud answers; None says that the drafts grew."""
     receiving: asyncio.Task[Verdict | Finished] | None = None
     proposing: asyncio.Task[list[Proposal]] | None = None
     wanted: Wanted | None = None
@@ -99,6 +115,7 @@ async def _exchange(
                 assert wanted is not None
                 ahead.add(wanted, proposing.result())
                 proposing = None
+                yield None
             if receiving is not None and receiving.done():
                 message = receiving.result()
                 receiving = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.events import Notice, Token
+from shared.events import Notice, Round, Token
 from shared.messages import FinishReason, Policy
 from shared.routing import Decision
 
@@ -20,11 +20,10 @@ class Prompted:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """What speculation cost so far."""
+class Drafted:
+    """Every token that is drafted and neither verified nor rejected, after those committed so far."""
 
-    num_drafted: int
-    num_accepted: int
+    pieces: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,4 +33,4 @@ class Decided:
     decision: Decision
 
 
-Step = Prompted | Round | Token | FinishReason | Decided | Notice
+Step = Prompted | Round | Token | Drafted | FinishReason | Decided | Notice

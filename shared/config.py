@@ -21,7 +21,7 @@ from pydantic import (
 
 from shared.addresses import is_loopback
 from shared.draft_ahead import Pace
-from shared.errors import InvalidSetting, UnknownSetting
+from shared.errors import InvalidRequest, InvalidSetting, UnknownSetting
 from shared.messages import Policy
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import MAX_TOP_K
@@ -208,6 +208,16 @@ class EdgeConfig(_Settings):
         )
 
 
+REQUEST_SETTINGS = frozenset(
+    {
+        "mode", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "max_draft_tokens",
+        "proactive", "max_in_flight_tokens", "acceptance_threshold", "policy", "fallback_threshold",
+        "rollback_threshold", "private", "doubt_threshold",
+    }
+)  # fmt: skip
+"""Those of `EdgeConfig` that a single request may change; the others are fixed once a model is loaded."""
+
+
 class CloudConfig(_Settings):
     """Settings of `duet-cloud`."""
 
@@ -282,4 +292,30 @@ def resolve(cls: type[Settings], layers: Mapping[str, Mapping[str, Any]]) -> tup
         shown = "..." if cls.model_fields[name].annotation == Secret | None else repr(merged.get(name))
         raise InvalidSetting(
             f"{name} = {shown} in {origin[name]} cannot be used: {first['msg'].lower()}"
+        ) from None
+
+
+def for_request(config: EdgeConfig, changes: Mapping[str, Any]) -> EdgeConfig:
+    """The settings of one request.
+
+    Args:
+        changes: any of `REQUEST_SETTINGS`.
+    Raises:
+        InvalidRequest: names what cannot be changed, or what is out of range.
+    """
+    if not changes:
+        return config
+    for name in changes:
+        if name not in REQUEST_SETTINGS:
+            fixed = "is fixed once the agent is open" if name in EdgeConfig.model_fields else "is not known"
+            raise InvalidRequest(
+                f"{name} {fixed}; a request may change {', '.join(sorted(REQUEST_SETTINGS))}"
+            )
+    try:
+        return EdgeConfig(**{**dict(config), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise InvalidRequest(
+            f"{name} = {changes.get(name)!r} cannot be used: {first['msg'].lower()}"
         ) from None

@@ -39,6 +39,39 @@ class Text:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True)
+class Provisional:
+    """The not yet verified text that now follows all `Text` so far, for views that can take text back.
+
+    It replaces the provisional text shown before. A `Text` ends it too: those of a verdict are followed at
+    once by what is provisional then.
+    """
+
+    text: str
+    """Whole characters only; may be empty."""
+    num_tokens: int
+    """Unverified tokens; their text may be empty still, or cut at a stop string."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Who answers; comes first, and again where late evidence or a lost cloud changed it."""
+
+    mode: str
+    """`local`, `cloud` or `speculate`."""
+    decision: Decision | None = None
+    """Of the router, in mode `auto`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A verdict."""
+
+    num_drafted: int
+    """Draft tokens that it answers."""
+    num_accepted: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The whole result; the last event of a request."""
@@ -73,4 +106,4 @@ class Answer:
     """Of the router, in mode `auto`."""
 
 
-Event = Notice | Text | Answer
+Event = Notice | Routed | Text | Provisional | Round | Answer

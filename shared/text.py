@@ -39,17 +39,31 @@ class TextStream(Generic[Tag]):
         shown = self._take(self._decoder.decode(b"", final=True), self._last_tag)
         return shown if self.stopped else shown + self._show(len(self._held))
 
+    def preview(self, pieces: Sequence[bytes]) -> str:
+        """What would follow the text shown so far if these pieces came next and no more: whole characters,
+        none past a stop string. Changes nothing."""
+        if self.stopped:
+            return ""
+        state = self._decoder.getstate()
+        text = self._held + self._decoder.decode(b"".join(pieces))
+        self._decoder.setstate(state)
+        return text[: self._first_stop(text)]
+
     def _take(self, text: str, tag: Tag) -> list[tuple[str, Tag]]:
         if self.stopped:
             return []
         self._held += text
         self._tags += [tag] * len(text)
-        # The first to be complete, so that the same text ends alike however it is split into tokens.
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
+        if (end := self._first_stop(self._held)) is not None:
             self.stopped = True
-            return self._show(min(found)[1])
+            return self._show(end)
         return self._show(len(self._held) - self._possible_stop())
+
+    def _first_stop(self, text: str) -> int | None:
+        """Where the first stop string to be complete begins: so the same text ends alike however it is split
+        into tokens."""
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        return min(found)[1] if found else None
 
     def _possible_stop(self) -> int:
         """Length of the longest suffix of the held text that begins a stop string."""

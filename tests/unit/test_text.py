@@ -133,3 +133,33 @@ def test_the_end_shows_what_was_held_back_with_its_tags():
     stream.feed(b"E", "draft")
     stream.feed(b"N", "target")
     assert stream.finish() == [("E", "draft"), ("N", "target")]
+
+
+@pytest.mark.parametrize(
+    ("shown_pieces", "pieces", "stop", "preview"),
+    [
+        pytest.param([b"a"], [b"b", b"c"], (), "bc", id="what drafts would add"),
+        pytest.param([b"a"], [], (), "", id="nothing where nothing is pending"),
+        pytest.param(["é".encode()[:1]], ["é".encode()[1:], b"x"], (), "éx", id="a character half committed"),
+        pytest.param([b"a"], ["é".encode()[:1]], (), "", id="whole characters only"),
+        pytest.param([b"aST"], [b"x"], ("STOP",), "STx", id="what a stop string holds back comes first"),
+        pytest.param([b"aST"], [b"OPx"], ("STOP",), "", id="nothing past a stop string"),
+        pytest.param([b"a"], [b"bSTO", b"Pc"], ("STOP",), "b", id="nothing past a stop string of drafts"),
+        pytest.param([b"aSTOP"], [b"b"], ("STOP",), "", id="nothing once stopped"),
+    ],
+)
+def test_a_preview_is_what_would_follow(shown_pieces, pieces, stop, preview):
+    stream: TextStream[int] = TextStream(stop)
+    for tag, piece in enumerate(shown_pieces):
+        stream.feed(piece, tag)
+    assert stream.preview(pieces) == preview
+
+
+@given(texts, borders, borders)
+def test_a_preview_changes_nothing_and_comes_true(text, cuts, drafted):
+    whole, previews = "", []
+    stream: TextStream[int] = TextStream()
+    for piece in split(text.encode(), cuts):
+        previews.append(whole + stream.preview(split(piece, drafted)))
+        whole += "".join(run for run, _ in stream.feed(piece, 0))
+        assert previews[-1] == whole
