@@ -25,6 +25,17 @@ log = structlog.get_logger("duet.cloud")
 
 SERVICE = pb2.DESCRIPTOR.services_by_name["SpeculationService"].full_name
 
+KEEPALIVE = (
+    # An edge that fell silent without a word is noticed, and its slot freed, within twice this.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Edges may ask as often as `dead_link_s` allows; gRPC's own default takes that for an attack.
+    ("grpc.http2.min_ping_interval_without_data_ms", 250),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 250),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
 
 def configure_logging(config: CloudConfig) -> None:
     """Structured records on standard error, one a line."""
@@ -73,6 +84,7 @@ async def serve(
             # Two services on one port would share its connections at random.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+            *KEEPALIVE,
         ]
     )
     address = _bind(server, config.listen)

@@ -299,6 +299,7 @@ async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | No
                     settings.cloud,
                     connect_timeout_s=settings.connect_timeout_s,
                     silence_timeout_s=settings.verify_timeout_s,
+                    dead_link_s=settings.dead_link_s,
                 )
             )
             if (

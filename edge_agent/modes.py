@@ -49,7 +49,7 @@ async def cloud(remote: Cloud, request: Open, meter: Meter) -> AsyncGenerator[St
     async with aclosing(remote.generate(request, meter)) as messages:
         async for message in messages:
             if isinstance(message, Opened):
-                yield Prompted(len(message.prompt_token_ids), message.model)
+                yield Prompted(len(message.prompt_token_ids), message.model, opened=message)
             elif isinstance(message, Finished):
                 yield message.reason
             else:

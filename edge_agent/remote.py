@@ -1,10 +1,11 @@
-"""The gRPC client: a channel, its two streams, and errors as `shared.errors`."""
+"""The gRPC client: the replicas of a cloud, and the two kinds of stream to them."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,11 +13,14 @@ from typing import Any, TypeVar
 
 import grpc
 
+from edge_agent.replica import Replica, ReplicaStatus
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
-from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
-from shared.errors import CloudFailed, CloudUnavailable, DuetError, VerifyTimeout, from_status
-from shared.messages import Draft, Finished, Open, Opened, Tokens, Verdict
+from shared.breaker import BreakerState
+from shared.config import DEFAULT_DEAD_LINK_S
+from shared.errors import CloudError, CloudFailed, CloudUnavailable, DuetError
+from shared.messages import Draft, Finished, FinishReason, Open, Opened, Tokens, Verdict
+from shared.resumption import carries_on, is_resumable
 from shared.vocab import Vocabulary
 
 Result = TypeVar("Result")
@@ -39,17 +43,42 @@ class Meter:
 
 
 class Cloud:
-    """A connection to one `duet-cloud` service, made on first use."""
+    """One or several `duet-cloud` replicas, connected on first use: any of them can carry any stream on.
 
-    def __init__(self, address: str, *, connect_timeout_s: float, silence_timeout_s: float) -> None:
+    A stream goes to the replica that served the one before; where that fails, to the next that is let
+    through by its breaker. What was opened once and then breaks, `edge_agent.resume` opens again.
+    """
+
+    def __init__(
+        self,
+        addresses: str,
+        *,
+        connect_timeout_s: float,
+        silence_timeout_s: float,
+        dead_link_s: float = DEFAULT_DEAD_LINK_S,
+    ) -> None:
         """
         Args:
+            addresses: HOST:PORT of each replica, separated by commas; the first is asked first.
             silence_timeout_s: without any message for so long, a stream is given up.
+            dead_link_s: without any sign of life for so long, a connection is given up.
         """
-        self.address = address
+        self.address = addresses
         self._connect_timeout_s = connect_timeout_s
         self._silence_timeout_s = silence_timeout_s
-        self._channel: grpc.aio.Channel | None = None
+        self._replicas = [
+            Replica(
+                address,
+                connect_timeout_s=connect_timeout_s,
+                silence_timeout_s=silence_timeout_s,
+                dead_link_s=dead_link_s,
+                on_change=self._take_note,
+            )
+            for address in addresses.split(",")
+        ]
+        """The preferred one first."""
+        self._one_answers = asyncio.Event()
+        self._like: Opened | None = None
 
     async def __aenter__(self) -> Cloud:
         return self
@@ -57,32 +86,52 @@ class Cloud:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._channel is not None:
-            await self._channel.close()
+        for replica in self._replicas:
+            await replica.close()
+
+    @property
+    def replicas(self) -> list[ReplicaStatus]:
+        """How each stands, the preferred one first."""
+        return [replica.status for replica in self._replicas]
+
+    def like(self, opened: Opened) -> Cloud:
+        """The same replicas, but only streams that carry on one that was told this."""
+        view = copy.copy(self)
+        view._like = opened
+        return view
 
     async def check(self) -> None:
         """Raises CloudUnavailable where nothing answers."""
-        await self._connect()
+        await self._first_that_can(_connected)
+
+    async def back(self) -> None:
+        """Return once a replica answers, however long that takes."""
+        while True:
+            with suppress(CloudError):
+                return await self.check()
+            until_s = min(status.retry_in_s for status in self.replicas)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._one_answers.wait(), until_s)
 
     async def ping(self) -> float:
         """Seconds that a small request takes there and back. Raises CloudError where it gets no answer."""
-        stub = await self._connect()
-        began = time.monotonic()
-        try:
-            await stub.Describe(pb2.DescribeRequest(), timeout=self._connect_timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from None
-        return time.monotonic() - began
+
+        async def describe(replica: Replica) -> float:
+            stub = await replica.connect()
+            began = time.monotonic()
+            await self._described(replica, stub, pb2.DescribeRequest(), self._connect_timeout_s)
+            return time.monotonic() - began
+
+        return await self._first_that_can(describe)
 
     async def describe(self) -> CloudInfo:
         """What is served, with the whole vocabulary."""
-        stub = await self._connect()
-        try:
-            response = await stub.Describe(
-                pb2.DescribeRequest(include_vocabulary=True), timeout=self._silence_timeout_s
-            )
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from None
+
+        async def describe(replica: Replica) -> pb2.DescribeResponse:
+            request = pb2.DescribeRequest(include_vocabulary=True)
+            return await self._described(replica, await replica.connect(), request, self._silence_timeout_s)
+
+        response = await self._first_that_can(describe)
         return CloudInfo(
             response.model,
             response.target,
@@ -92,81 +141,114 @@ class Cloud:
 
     async def generate(self, request: Open, meter: Meter) -> AsyncGenerator[Opened | Tokens | Finished, None]:
         """The target's own answer as it is made. Closing the generator ends the stream."""
-        stub = await self._connect()
-        call = stub.Generate(pb2.GenerateRequest(open=wire.encode_open(request)))
+        message = pb2.GenerateRequest(open=wire.encode_open(request))
+
+        async def begin(replica: Replica) -> tuple[Replica, Any, Opened]:
+            call = (await replica.connect()).Generate(message)
+            try:
+                response = await _read(replica, call)
+                if response is grpc.aio.EOF or response.WhichOneof("message") != "opened":
+                    raise CloudFailed(f"the cloud at {replica.address} did not open the stream")
+                return replica, call, self._checked(replica, wire.decode_opened(response.opened))
+            except BaseException:
+                call.cancel()
+                raise
+
+        replica, call, opened = await self._first_that_can(begin)
         try:
-            while (response := await self._read(call)) is not grpc.aio.EOF:
-                kind = response.WhichOneof("message")
-                if kind == "opened":
-                    yield wire.decode_opened(response.opened)
-                elif kind == "tokens":
+            yield opened
+            while (response := await _read(replica, call)) is not grpc.aio.EOF:
+                replica.worked()
+                if response.WhichOneof("message") == "tokens":
                     meter.num_bytes += response.ByteSize()
                     yield wire.decode_tokens(response.tokens)
-                elif kind == "finished":
-                    yield wire.decode_finished(response.finished)
+                else:
+                    yield _finished(replica, response.finished)
         finally:
             call.cancel()
 
     @asynccontextmanager
     async def speculate(self, request: Open, meter: Meter) -> AsyncIterator[SpeculateStream]:
         """Open a stream for drafts; leaving the context ends it."""
-        stub = await self._connect()
-        stream = SpeculateStream(self, stub.Speculate(), meter)
+
+        async def begin(replica: Replica) -> SpeculateStream:
+            stream = SpeculateStream(replica, (await replica.connect()).Speculate(), meter)
+            try:
+                await stream.open(request)
+                self._checked(replica, stream.opened)
+            except BaseException:
+                await stream.close()
+                raise
+            return stream
+
+        stream = await self._first_that_can(begin)
         try:
-            await stream.open(request)
             yield stream
         finally:
             await stream.close()
 
-    async def _connect(self) -> pb2_grpc.SpeculationServiceStub:
-        """Connect once; a refused or silent address is an error at once, not a retry for minutes."""
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(
-                self.address,
-                options=[("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES)],
-            )
-        try:
-            await asyncio.wait_for(self._ready(self._channel), self._connect_timeout_s)
-        except asyncio.TimeoutError:
-            raise self._unavailable(f"gave no answer within {self._connect_timeout_s:g} s") from None
-        return pb2_grpc.SpeculationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-
-    async def _ready(self, channel: grpc.aio.Channel) -> None:
-        while True:
-            state = channel.get_state(try_to_connect=True)
-            if state is grpc.ChannelConnectivity.READY:
-                return
-            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                raise self._unavailable("refuses connections")
-            await channel.wait_for_state_change(state)
-
-    def _unavailable(self, what: str) -> CloudUnavailable:
-        return CloudUnavailable(
-            f"the cloud at {self.address} {what}; start one with `duet-cloud serve`,"
-            " name another with --cloud HOST:PORT, or answer here with --mode local"
+    async def _first_that_can(self, work: Callable[[Replica], Awaitable[Result]]) -> Result:
+        """Do it with the first replica that can; raises what the last one said."""
+        error: DuetError = CloudUnavailable(
+            self.replicas[0].last_error or f"the cloud at {self.address} is away"
         )
+        for replica in list(self._replicas):
+            if not replica.breaker.admits(time.monotonic()):
+                continue
+            try:
+                return await work(replica)
+            except DuetError as failure:
+                if not is_resumable(failure):
+                    raise
+                error = failure
+        raise error
 
-    async def _read(self, call: Any) -> Any:
+    async def _described(
+        self, replica: Replica, stub: Any, request: pb2.DescribeRequest, timeout_s: float
+    ) -> pb2.DescribeResponse:
         try:
-            return await self._unless_silent(call.read())
+            response: pb2.DescribeResponse = await stub.Describe(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from None
+            raise replica.translate(error) from None
+        return response
 
-    async def _unless_silent(self, answer: Awaitable[Result]) -> Result:
-        try:
-            return await asyncio.wait_for(answer, self._silence_timeout_s)
-        except asyncio.TimeoutError:
-            raise VerifyTimeout(
-                f"the cloud at {self.address} was silent for {self._silence_timeout_s:g} s"
-            ) from None
+    def _checked(self, replica: Replica, opened: Opened) -> Opened:
+        if self._like is not None and not carries_on(self._like, opened):
+            raise CloudFailed(
+                f"the cloud at {replica.address} would not write the same text: it serves {opened.model} with"
+                f" {opened.max_tokens} tokens at most, and the answer was begun by {self._like.model}"
+                f" with {self._like.max_tokens}"
+            )
+        return opened
 
-    def _translate(self, error: grpc.aio.AioRpcError) -> DuetError:
-        metadata = error.trailing_metadata()
-        kind = dict(metadata).get(wire.ERROR_KIND) if metadata else None
-        name = error.code().name
-        if kind is None and name == "UNAVAILABLE":
-            return self._unavailable("went away")
-        return from_status(name, error.details() or name, str(kind) if kind else None)
+    def _take_note(self, changed: Replica) -> None:
+        """Prefer a replica that answers, and wake who waits for one."""
+        if changed.breaker.state is BreakerState.OPEN:
+            self._replicas.remove(changed)
+            self._replicas.append(changed)
+        if any(replica.breaker.state is BreakerState.CLOSED for replica in self._replicas):
+            self._one_answers.set()
+        else:
+            self._one_answers.clear()
+
+
+async def _connected(replica: Replica) -> None:
+    await replica.connect()
+
+
+async def _read(replica: Replica, call: Any) -> Any:
+    try:
+        return await replica.unless_silent(call.read())
+    except grpc.aio.AioRpcError as error:
+        raise replica.translate(error) from None
+
+
+def _finished(replica: Replica, message: pb2.Finished) -> Finished:
+    """A service that drains takes no other stream: the next one goes elsewhere."""
+    finished = wire.decode_finished(message)
+    if finished.reason is FinishReason.DRAIN:
+        replica.failed(CloudUnavailable(f"the cloud at {replica.address} is leaving"))
+    return finished
 
 
 class SpeculateStream:
@@ -174,8 +256,8 @@ class SpeculateStream:
 
     opened: Opened
 
-    def __init__(self, cloud: Cloud, call: Any, meter: Meter) -> None:
-        self._cloud = cloud
+    def __init__(self, replica: Replica, call: Any, meter: Meter) -> None:
+        self._replica = replica
         self._call = call
         self._meter = meter
         self._ending = _Ending(call)
@@ -186,7 +268,7 @@ class SpeculateStream:
         await self._write(pb2.SpeculateRequest(open=wire.encode_open(request)))
         response = await self._next()
         if response.WhichOneof("message") != "opened":
-            raise CloudFailed(f"the cloud at {self._cloud.address} did not open the stream")
+            raise CloudFailed(f"the cloud at {self._replica.address} did not open the stream")
         self.opened = wire.decode_opened(response.opened)
 
     async def send(self, draft: Draft) -> None:
@@ -197,8 +279,9 @@ class SpeculateStream:
 
     async def receive(self) -> Verdict | Finished:
         response = await self._next()
+        self._replica.worked()
         if response.WhichOneof("message") == "finished":
-            return wire.decode_finished(response.finished)
+            return _finished(self._replica, response.finished)
         self._meter.num_bytes += response.ByteSize()
         return wire.decode_verdict(response.verdict)
 
@@ -208,7 +291,7 @@ class SpeculateStream:
         self._call.cancel()
 
     async def _next(self) -> pb2.SpeculateResponse:
-        arrived = await self._cloud._unless_silent(self._arrived.get())
+        arrived = await self._replica.unless_silent(self._arrived.get())
         if isinstance(arrived, DuetError):
             raise arrived
         return arrived
@@ -217,15 +300,17 @@ class SpeculateStream:
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
                 self._arrived.put_nowait(response)
-            end: DuetError = CloudUnavailable(f"the cloud at {self._cloud.address} ended the stream early")
+            end = self._replica.failed(
+                CloudUnavailable(f"the cloud at {self._replica.address} ended the stream early")
+            )
         except grpc.aio.AioRpcError as error:
-            end = self._cloud._translate(self._ending.error or error)
+            end = self._replica.translate(self._ending.error or error)
         self._arrived.put_nowait(end)
 
     async def _write(self, message: pb2.SpeculateRequest) -> None:
         # The call may have ended: reading says why.
         with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            await self._cloud._unless_silent(self._call.write(message))
+            await self._replica.unless_silent(self._call.write(message))
 
 
 class _Ending:

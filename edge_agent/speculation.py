@@ -52,7 +52,7 @@ async def speculate(
             raise VocabularyMismatch(
                 f"what the edge began cannot be handed to {opened.model}, whose vocabulary is another"
             )
-        yield Prompted(len(opened.prompt_token_ids), opened.model, opened.policy)
+        yield Prompted(len(opened.prompt_token_ids), opened.model, opened.policy, opened)
         if opened.policy is not request.policy:
             yield Notice(
                 f"the cloud does not verify by policy {request.policy.value}: it is {opened.policy.value} now"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.events import Notice, Round, Token
-from shared.messages import FinishReason, Policy
+from shared.messages import FinishReason, Opened, Policy
 from shared.routing import Decision
 
 
@@ -17,6 +17,8 @@ class Prompted:
     cloud_model: str | None
     policy: Policy | None = None
     """In force, in mode `speculate`."""
+    opened: Opened | None = None
+    """What the cloud said to the stream; None in mode `local`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,14 @@ from shared.draft_ahead import Pace
 from shared.errors import InvalidRequest, InvalidSetting, UnknownSetting
 from shared.messages import Policy
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
+from shared.resumption import OnOutage
 from shared.sampling import MAX_TOP_K
 from shared.session import MAX_ROUND_TOKENS
 
 DEFAULT_ADDRESS = "127.0.0.1:50151"
 DEFAULT_DRAFT = "qwen2.5-coder-0.5b"
 DEFAULT_TARGET = "qwen2.5-coder-1.5b"
+DEFAULT_DEAD_LINK_S = 10.0
 
 
 def _check_address(value: str) -> str:
@@ -37,6 +39,12 @@ def _check_address(value: str) -> str:
     if not host or not port.isdecimal() or int(port) > 65535 or ("]" not in host and ":" in host):
         raise ValueError("expected HOST:PORT, with a port of at most 65535")
     return value
+
+
+def _check_addresses(value: str) -> str:
+    addresses = [_check_address(address.strip()) for address in value.split(",")]
+    _check_distinct(tuple(addresses))
+    return ",".join(addresses)
 
 
 def _check_url(value: str) -> str:
@@ -66,6 +74,7 @@ def _read_json(value: object) -> object:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+Addresses = Annotated[str, AfterValidator(_check_addresses)]
 Url = Annotated[str, AfterValidator(_check_url)]
 Secret = Annotated[SecretStr, Field(min_length=16)]
 """Never shown, in errors neither."""
@@ -83,8 +92,8 @@ class EdgeConfig(_Settings):
 
     mode: Literal["auto", "local", "cloud", "speculate"] = "auto"
     """Who makes the tokens; auto asks the edge model how hard the question is, and decides."""
-    cloud: Address = DEFAULT_ADDRESS
-    """HOST:PORT of the `duet-cloud` service."""
+    cloud: Addresses = DEFAULT_ADDRESS
+    """HOST:PORT of the `duet-cloud` service; of several replicas, separated by commas."""
     model: str = DEFAULT_DRAFT
     """Edge model: a registered name or a GGUF file."""
     system: str | None = None
@@ -158,6 +167,12 @@ class EdgeConfig(_Settings):
     """Seconds until a silent address counts as unreachable."""
     verify_timeout_s: float = Field(120.0, gt=0.0)
     """Seconds without any message from the cloud until a stream is given up."""
+    dead_link_s: float = Field(DEFAULT_DEAD_LINK_S, ge=1.0, allow_inf_nan=False)
+    """Seconds without any sign of life from the cloud until a connection counts as dead."""
+    on_outage: OnOutage = OnOutage.CONTINUE
+    """What a running answer does while the cloud is away: wait, continue with the edge model, or stop."""
+    outage_patience_s: float = Field(60.0, gt=0.0, allow_inf_nan=False)
+    """Seconds that a running answer waits for the cloud to come back."""
     token: Secret | None = None
     """Token that the cloud asks for; better in DUET_TOKEN than in a file. Never sent in plain text to
     another machine."""
@@ -184,7 +199,7 @@ class EdgeConfig(_Settings):
     def _check_trust(self) -> EdgeConfig:
         _check_pair(self, "tls_client_cert", "tls_client_key")
         _check_pair(self, "tls_cert", "tls_key")
-        if self.token is not None and not self.encrypts and not is_loopback(self.cloud):
+        if self.token is not None and not self.encrypts and not self._stays_here:
             raise InvalidSetting(
                 f"the token would travel to {self.cloud} in plain text, where others can read it: leave"
                 " --insecure out, and set tls_ca where the cloud's certificate is your own"
@@ -195,7 +210,11 @@ class EdgeConfig(_Settings):
     def encrypts(self) -> bool:
         """Whether the connection to the cloud is TLS."""
         asked = self.tls_ca or self.tls_client_cert or self.tls_server_name
-        return bool(asked) or not (self.insecure or is_loopback(self.cloud))
+        return bool(asked) or not (self.insecure or self._stays_here)
+
+    @property
+    def _stays_here(self) -> bool:
+        return all(is_loopback(address) for address in self.cloud.split(","))
 
     @property
     def pace(self) -> Pace:
@@ -212,7 +231,7 @@ REQUEST_SETTINGS = frozenset(
     {
         "mode", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "max_draft_tokens",
         "proactive", "max_in_flight_tokens", "acceptance_threshold", "policy", "fallback_threshold",
-        "rollback_threshold", "private", "doubt_threshold",
+        "rollback_threshold", "private", "doubt_threshold", "on_outage", "outage_patience_s",
     }
 )  # fmt: skip
 """Those of `EdgeConfig` that a single request may change; the others are fixed once a model is loaded."""

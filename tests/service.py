@@ -21,6 +21,7 @@ from pathlib import Path
 import grpc
 from numpy.typing import NDArray
 
+from cloud_service.server import KEEPALIVE
 from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
@@ -239,7 +240,7 @@ async def serving(
 ) -> AsyncIterator[tuple[str, SpeculationServicer]]:
     """Serve any target on a free port; gives the address."""
     servicer = SpeculationServicer(target, max_draft_tokens=max_draft_tokens, lossy_policies=lossy_policies)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *KEEPALIVE])
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

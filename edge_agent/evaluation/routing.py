@@ -90,6 +90,7 @@ def connect(spec: CloudSpec, config: EdgeConfig) -> Cloud:
         spec.address,
         connect_timeout_s=config.connect_timeout_s,
         silence_timeout_s=config.verify_timeout_s,
+        dead_link_s=config.dead_link_s,
     )
 
 
