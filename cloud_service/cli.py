@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from cloud_service.planning.cli import plan
 from shared.config import CloudConfig
 from shared.errors import UnknownSetting
 from shared.models import Registry, resolve
@@ -93,6 +94,9 @@ def convert(
         resolved = resolve(model, Registry.load(), progress=progress)
     conversion.convert(resolved.path, folder, dtype)
     typer.echo(f"wrote {folder}; serve it with: duet-cloud serve --target vllm --model {folder}")
+
+
+app.command()(plan)
 
 
 _ENGINE_PREFIX = "--engine."

@@ -1,0 +1,1 @@
+"""`duet-cloud plan`: from measured tables to GPUs and cost."""

@@ -1,0 +1,115 @@
+"""What one GPU was measured to do: the facts that a plan is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import InvalidSetting
+
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class ServerTable(BaseModel):
+    """One GPU with one target model, back to back: no edge thinks between its rounds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    gpu: str
+    scheme: str
+    """How rounds run in the engine: `request` (each its own request) or `resident`."""
+    max_draft_tokens: Annotated[int, Field(ge=1)]
+    """Draft tokens of each measured round."""
+    source: str
+    """The benchmark's result that the figures come from."""
+    edges: tuple[Positive, ...]
+    """[num_points], edges at once, ascending."""
+    rounds_per_s: tuple[Positive, ...]
+    """[num_points], of all edges together."""
+    streams: tuple[Positive, ...]
+    """[num_plain], plain streams at once, ascending."""
+    plain_tokens_per_s: tuple[Positive, ...]
+    """[num_plain], of all plain streams together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ServerTable:
+        for name, xs, ys in (
+            ("edges", self.edges, self.rounds_per_s),
+            ("streams", self.streams, self.plain_tokens_per_s),
+        ):
+            if not xs or len(xs) != len(ys) or any(b <= a for a, b in zip(xs, xs[1:], strict=False)):
+                raise ValueError(f"{name} must ascend, with one rate each")
+        return self
+
+    def pass_seconds(self, num_rounds: int) -> float:
+        """Time of a pass over `num_rounds` waiting rounds, >= 1: with n edges that do not think every pass
+        holds the rounds of all of them, so that it takes n / rounds_per_s."""
+        return _seconds(self.edges, self.rounds_per_s, num_rounds)
+
+    def step_seconds(self, num_streams: int) -> float:
+        """Time of one token of each of `num_streams` plain streams."""
+        return _seconds(self.streams, self.plain_tokens_per_s, num_streams)
+
+    @property
+    def most_edges(self) -> int:
+        """Edges at once that were measured; beyond them nothing is known."""
+        return int(self.edges[-1])
+
+
+def _seconds(counts: Sequence[float], rates: Sequence[float], count: int) -> float:
+    """n / rate(n), linear between measured points; beyond the last one the rate stays what it was there."""
+    times = [n / rate for n, rate in zip(counts, rates, strict=True)]
+    if count >= counts[-1]:
+        return count / rates[-1]
+    return float(np.interp(count, counts, times))
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    rows: tuple[ServerTable, ...]
+
+    def find(self, model: str, gpu: str, scheme: str | None) -> ServerTable:
+        """The table of a model on a GPU; of several schemes the one with the highest rate.
+
+        Raises:
+            InvalidSetting: none was measured; the message names those that were.
+        """
+        found = [t for t in self.rows if (t.model, t.gpu) == (model, gpu) and scheme in (None, t.scheme)]
+        if not found:
+            there = "; ".join(sorted({f"--model {t.model} --gpu {t.gpu} --scheme {t.scheme}" for t in self.rows}))
+            raise InvalidSetting(
+                f"no measurement of {model} on {gpu}{f' with scheme {scheme}' if scheme else ''}; there are: {there};"
+                " or measure yours and give the file with --table"
+            )
+        return max(found, key=lambda table: max(table.rounds_per_s))
+
+
+def load_tables(file: Path | None = None) -> Tables:
+    """The tables of a YAML file, or those that come with the package.
+
+    Raises:
+        InvalidSetting: the file cannot be read, or is no such table.
+    """
+    where = str(file) if file else "the package's tables"
+    try:
+        text = file.read_text() if file else files(__package__).joinpath("tables.yaml").read_text()
+        raw = yaml.safe_load(text)
+        if not isinstance(raw, list):
+            raise InvalidSetting(f"{where} holds no list of measurements")
+        return Tables(tuple(ServerTable.model_validate(row) for row in raw))
+    except OSError as error:
+        raise InvalidSetting(f"cannot read {where}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InvalidSetting(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidSetting(f"{where}: {field + ': ' if field else ''}{first['msg'].lower()}") from None
