@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ import grpc
 from edge_agent.replica import Replica, ReplicaStatus
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
+from shared.affinity import session_key
 from shared.breaker import BreakerState
 from shared.config import DEFAULT_DEAD_LINK_S
 from shared.errors import CloudError, CloudFailed, CloudUnavailable, DuetError
@@ -79,6 +81,7 @@ class Cloud:
         """The preferred one first."""
         self._one_answers = asyncio.Event()
         self._like: Opened | None = None
+        self._salt = secrets.token_bytes(16)
 
     async def __aenter__(self) -> Cloud:
         return self
@@ -144,7 +147,7 @@ class Cloud:
         message = pb2.GenerateRequest(open=wire.encode_open(request))
 
         async def begin(replica: Replica) -> tuple[Replica, Any, Opened]:
-            call = (await replica.connect()).Generate(message)
+            call = (await replica.connect()).Generate(message, metadata=self._metadata(replica, request))
             try:
                 response = await _read(replica, call)
                 if response is grpc.aio.EOF or response.WhichOneof("message") != "opened":
@@ -172,7 +175,8 @@ class Cloud:
         """Open a stream for drafts; leaving the context ends it."""
 
         async def begin(replica: Replica) -> SpeculateStream:
-            stream = SpeculateStream(replica, (await replica.connect()).Speculate(), meter)
+            call = (await replica.connect()).Speculate(metadata=self._metadata(replica, request))
+            stream = SpeculateStream(replica, call, meter)
             try:
                 await stream.open(request)
                 self._checked(replica, stream.opened)
@@ -202,6 +206,9 @@ class Cloud:
                     raise
                 error = failure
         raise error
+
+    def _metadata(self, replica: Replica, request: Open) -> tuple[tuple[str, str], ...]:
+        return ((wire.SESSION, session_key(request.prompt, self._salt, replica.num_failures)),)
 
     async def _described(
         self, replica: Replica, stub: Any, request: pb2.DescribeRequest, timeout_s: float

@@ -59,6 +59,8 @@ class Replica:
         self._connecting = asyncio.Lock()
         self._channel: grpc.aio.Channel | None = None
         self._last_error: str | None = None
+        self.num_failures = 0
+        """How often it was found to be away. Behind a balancer, streams are led elsewhere each time."""
 
     @property
     def status(self) -> ReplicaStatus:
@@ -109,6 +111,7 @@ class Replica:
         if isinstance(error, CloudError) and shows_absence(error):
             self.breaker.failed(time.monotonic(), random.random())
             self._last_error = str(error)
+            self.num_failures += 1
             self._on_change(self)
         return error
 

@@ -42,6 +42,9 @@ _KIND = {
 ERROR_KIND = "duet-error"
 """Trailing metadata with the class name of the error behind a status; see `shared.errors.from_status`."""
 
+SESSION = "duet-session"
+"""Metadata of a call with a name for its chat, for balancers; see `shared.affinity`."""
+
 MAX_MESSAGE_BYTES = 32 * 2**20
 """A whole vocabulary is the largest message: 262k tokens are about 4 MB."""
 

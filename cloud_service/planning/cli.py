@@ -57,4 +57,6 @@ def plan(
     console.print(plan_table(made))
     for note in plan_notes(made, demand):
         console.print(note)
-    console.print(f"Measured: {measured.source}, {measured.model} on {measured.gpu}, scheme {measured.scheme}.")
+    console.print(
+        f"Measured: {measured.source}, {measured.model} on {measured.gpu}, scheme {measured.scheme}."
+    )

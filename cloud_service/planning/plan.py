@@ -9,10 +9,10 @@ from cloud_service.planning.simulation import Behaviour, Load, simulate
 from cloud_service.planning.tables import ServerTable
 from shared.errors import InvalidSetting
 
-_MOST_SIMULATED_ROUNDS = 100_000
+_MOST_SIMULATED_ROUNDS = 30_000
 """Of one trial, so that a plan takes seconds."""
 
-_SHORTEST_S, _LONGEST_S = 60.0, 3600.0
+_SHORTEST_S, _LONGEST_S = 30.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +63,13 @@ def make_plan(demand: Demand, table: ServerTable, *, price_per_hour: float, seed
         InvalidSetting: the demand names no edges, tokens or answers.
     """
     if demand.num_edges < 1 or demand.answers_per_hour <= 0.0 or demand.answer_tokens < 1.0:
-        raise InvalidSetting("a plan needs at least one edge, answers per hour above 0 and tokens in an answer")
+        raise InvalidSetting(
+            "a plan needs at least one edge, answers per hour above 0 and tokens in an answer"
+        )
     if not 1.0 <= demand.tokens_per_round <= table.max_draft_tokens + 1:
         raise InvalidSetting(
-            f"rounds of {table.max_draft_tokens} draft tokens commit 1 to {table.max_draft_tokens + 1} tokens,"
-            f" not {demand.tokens_per_round:g}"
+            f"rounds of {table.max_draft_tokens} draft tokens commit 1 to {table.max_draft_tokens + 1}"
+            f" tokens, not {demand.tokens_per_round:g}"
         )
     speculative = _fleet(
         demand,
@@ -111,19 +113,19 @@ def _fleet(
             tokens_per_round=tokens_per_round,
             round_pause_s=round_pause_s,
         )
-        seconds = min(
-            _LONGEST_S, max(_SHORTEST_S, _MOST_SIMULATED_ROUNDS / (num_edges * rounds_per_edge_s))
-        )
+        seconds = min(_LONGEST_S, max(_SHORTEST_S, _MOST_SIMULATED_ROUNDS / (num_edges * rounds_per_edge_s)))
         return simulate(load, pass_seconds, max_batch=most_measured, seconds=seconds, seed=seed)
 
     def enough(behaviour: Behaviour) -> bool:
         return behaviour.speed_p5 >= demand.min_speed
 
     best: tuple[int, Behaviour] | None = None
-    most = int(most_measured / pass_seconds(most_measured) / rounds_per_edge_s) + 1  # at which the GPU never rests
+    most = (
+        int(most_measured / pass_seconds(most_measured) / rounds_per_edge_s) + 1
+    )  # at which the GPU never rests
     low, high = 0, min(demand.num_edges, most) + 1  # low is known to be served, high is not
     probe = high - 1
-    while high - low > max(1, low // 50):
+    while high - low > max(1, low // 25):
         behaviour = trial(probe)
         if enough(behaviour):
             low, best = probe, (probe, behaviour)

@@ -18,7 +18,9 @@ def plan_json(plan: Plan, demand: Demand, table: ServerTable) -> str:
         _without_nan(
             {
                 "demand": dataclasses.asdict(demand),
-                "measured": table.model_dump(include={"model", "gpu", "scheme", "max_draft_tokens", "source"}),
+                "measured": table.model_dump(
+                    include={"model", "gpu", "scheme", "max_draft_tokens", "source"}
+                ),
                 "speculative": plan.speculative and dataclasses.asdict(plan.speculative),
                 "plain": plan.plain and dataclasses.asdict(plan.plain),
             }
@@ -28,7 +30,16 @@ def plan_json(plan: Plan, demand: Demand, table: ServerTable) -> str:
 
 def plan_table(plan: Plan) -> Table:
     table = Table(title="What the demand takes", title_justify="left")
-    for column in ("", "GPUs", "edges a GPU", "busy", "round p95, ms", "tokens/s, p50", "p5", "cost/M tokens"):
+    for column in (
+        "",
+        "GPUs",
+        "edges a GPU",
+        "busy",
+        "round p95, ms",
+        "tokens/s, p50",
+        "p5",
+        "cost/M tokens",
+    ):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("edges draft", *_cells(plan.speculative))
     table.add_row("plain streams", *_cells(plan.plain))
@@ -40,9 +51,13 @@ def plan_notes(plan: Plan, demand: Demand) -> list[str]:
     notes = []
     for name, fleet in (("edges draft", plan.speculative), ("plain streams", plan.plain)):
         if fleet is None:
-            notes.append(f"{name}: even one edge alone does not reach {demand.min_speed:g} tokens/s; lower --min-speed")
+            notes.append(
+                f"{name}: even one edge alone does not reach {demand.min_speed:g} tokens/s; lower --min-speed"
+            )
         elif fleet.beyond_measured:
-            notes.append(f"{name}: more rounds wait at once than were measured, so that the figures are a guess")
+            notes.append(
+                f"{name}: more rounds wait at once than were measured, so that the figures are a guess"
+            )
     return notes
 
 

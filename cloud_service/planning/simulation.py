@@ -26,7 +26,7 @@ class Load:
     tokens_per_round: float
     """Acceptance length: tokens that a round commits, the target's own included; 1 for a plain stream."""
     round_pause_s: float
-    """From a verdict's leaving the GPU to the next draft's arriving there: drafting and the link's round trip;
+    """From a verdict's leaving the GPU to the next draft's arriving there: drafting and the round trip;
     0 for a plain stream."""
 
 
@@ -81,9 +81,7 @@ class _Gpu:
         return verdict
 
 
-def simulate(
-    load: Load, pass_seconds: Pass, *, max_batch: int, seconds: float, seed: int = 0
-) -> Behaviour:
+def simulate(load: Load, pass_seconds: Pass, *, max_batch: int, seconds: float, seed: int = 0) -> Behaviour:
     """Run the edges of one GPU for `seconds` of simulated time, the first fifth of which is not counted.
 
     Args:

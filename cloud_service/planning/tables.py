@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ class ServerTable(BaseModel):
             ("edges", self.edges, self.rounds_per_s),
             ("streams", self.streams, self.plain_tokens_per_s),
         ):
-            if not xs or len(xs) != len(ys) or any(b <= a for a, b in zip(xs, xs[1:], strict=False)):
+            if not xs or len(xs) != len(ys) or any(b <= a for a, b in pairwise(xs)):
                 raise ValueError(f"{name} must ascend, with one rate each")
         return self
 
@@ -84,10 +85,12 @@ class Tables:
         """
         found = [t for t in self.rows if (t.model, t.gpu) == (model, gpu) and scheme in (None, t.scheme)]
         if not found:
-            there = "; ".join(sorted({f"--model {t.model} --gpu {t.gpu} --scheme {t.scheme}" for t in self.rows}))
+            there = "; ".join(
+                sorted({f"--model {t.model} --gpu {t.gpu} --scheme {t.scheme}" for t in self.rows})
+            )
             raise InvalidSetting(
-                f"no measurement of {model} on {gpu}{f' with scheme {scheme}' if scheme else ''}; there are: {there};"
-                " or measure yours and give the file with --table"
+                f"no measurement of {model} on {gpu}{f' with scheme {scheme}' if scheme else ''};"
+                f" there are: {there}; or measure yours and give the file with --table"
             )
         return max(found, key=lambda table: max(table.rounds_per_s))
 
