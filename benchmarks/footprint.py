@@ -60,7 +60,7 @@ def first_token_s() -> dict[str, float]:
     """Seconds of a fresh `duet ask --mode local --max-tokens 1`, whole and by stage."""
     script = (
         "import time; t=[time.perf_counter()]\n"
-        "import edge_agent.cli, edge_agent.agent, edge_agent.edge_model, edge_agent.remote\n"
+        "import edge_agent.opening, edge_agent.agent, edge_agent.edge_model, edge_agent.remote\n"
         "t.append(time.perf_counter())\n"
         "import asyncio\n"
         "from shared.config import EdgeConfig\n"
@@ -68,7 +68,7 @@ def first_token_s() -> dict[str, float]:
         "from shared.events import Text\n"
         "config = EdgeConfig(mode='local', max_tokens=1)\n"
         "async def main():\n"
-        "    async with edge_agent.cli.open_agent(config) as agent:\n"
+        "    async with edge_agent.opening.open_agent(config) as agent:\n"
         "        t.append(time.perf_counter())\n"
         "        async for event in agent.ask('Name a river.'):\n"
         "            if isinstance(event, Text): t.append(time.perf_counter()); break\n"

@@ -7,7 +7,7 @@ import asyncio
 from benchmarks.harness import save
 from benchmarks.services import duet_cloud
 from edge_agent.agent import Agent
-from edge_agent.cli import open_agent
+from edge_agent.opening import open_agent
 from shared.config import EdgeConfig
 from shared.events import Answer
 

@@ -192,6 +192,7 @@ class Agent:
                         unverified, text_follows = drafted, False
                         yield drafted
                 elif isinstance(step, Token):
+                    yield step
                     for event in _show(text.feed(step.piece, step.origin), tally):
                         text_follows = True
                         yield event

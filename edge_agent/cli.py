@@ -6,10 +6,10 @@ import asyncio
 import dataclasses
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,20 +17,14 @@ from rich.table import Table
 
 from edge_agent.evaluation.cli import app as eval_app
 from edge_agent.models_cli import app as models_app
-from edge_agent.show import OriginWriter, PlainWriter, print_bench, print_decision
+from edge_agent.opening import model_sha256_of, open_agent, open_parts, open_router
+from edge_agent.show import OriginWriter, PlainWriter, answer_fields, print_bench, print_decision
 from edge_agent.store_cli import app as store_app
 from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
 from shared.events import Answer, Notice, Text
-from shared.models import Registry, resolve
 from shared.settings import load
-from shared.terminal import CommandGroup, pull_progress
-
-if TYPE_CHECKING:
-    from edge_agent.agent import Agent
-    from edge_agent.edge_model import EdgeModel
-    from edge_agent.remote import Cloud
-    from edge_agent.routing.router import Router
+from shared.terminal import CommandGroup
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -196,7 +190,7 @@ async def _calibrate(
     calibration = fit(
         rows,
         model=name,
-        sha256=_model_sha256(settings),
+        sha256=model_sha256_of(settings),
         fitted_on=f"{len(rows)} questions of {', '.join(path.name for path in results)}, threshold for {aim}",
         features=empty.features,
         shape=shape,
@@ -244,6 +238,34 @@ async def _bench(settings: EdgeConfig, acceptance_rate: float, *, as_json: bool)
         print_bench(report)
 
 
+@app.command("serve")
+def serve_http(
+    config: ConfigFile = None,
+    host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
+    port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
+    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
+    threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
+    tls_cert: Annotated[str | None, typer.Option(help=_help("tls_cert"))] = None,
+    tls_key: Annotated[str | None, typer.Option(help=_help("tls_key"))] = None,
+    serve_insecure: Annotated[
+        bool | None, typer.Option("--serve-insecure", help=_help("serve_insecure"))
+    ] = None,
+) -> None:
+    """Serve OpenAI's API and a web page to apps on this machine, or on others.
+
+    The models are duet (the router decides), duet-local, duet-cloud and duet-speculate.
+    """
+    flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
+    settings, _ = _load(flags | {"mode": "auto"}, config)
+    from edge_agent.http.serving import serve
+
+    asyncio.run(serve(settings, on_ready=lambda url: typer.echo(f"listening on {url}")))
+
+
 @config_app.command("show")
 def show_config(config: ConfigFile = None) -> None:
     """Print every setting in force and where it comes from."""
@@ -273,95 +295,9 @@ async def _ask(question: str, settings: EdgeConfig, *, show_origin: bool, as_jso
                 writer.write(event)
             elif isinstance(event, Answer):
                 if as_json:
-                    typer.echo(answer_json(event))
+                    typer.echo(json.dumps(answer_fields(event), ensure_ascii=False))
                 else:
                     writer.finish(event)
-
-
-@asynccontextmanager
-async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | None, Cloud | None]]:
-    """Load and connect what the mode needs, and nothing else; closed afterwards."""
-    # llama.cpp and gRPC take a moment to import: help and bad settings answer without them.
-    from edge_agent.edge_model import EdgeModel
-    from edge_agent.remote import Cloud
-
-    if "model" not in settings.drafters and settings.mode in ("auto", "local"):
-        raise InvalidSetting(
-            f"mode {settings.mode} needs the edge model, which is not among the drafters; add"
-            " --drafter model, or use --mode speculate"
-        )
-    edge = None
-    async with AsyncExitStack() as stack:
-        cloud = None
-        if settings.mode != "local":
-            cloud = await stack.enter_async_context(
-                Cloud(
-                    settings.cloud,
-                    connect_timeout_s=settings.connect_timeout_s,
-                    silence_timeout_s=settings.verify_timeout_s,
-                    dead_link_s=settings.dead_link_s,
-                )
-            )
-            if (
-                settings.mode != "auto"
-            ):  # which does without a cloud, and asks for none if the prompt is private
-                await cloud.check()  # before a model is pulled for nothing
-        if settings.mode != "cloud" and "model" in settings.drafters:
-            with pull_progress() as progress:
-                resolved = resolve(settings.model, Registry.load(), progress=progress)
-            edge = await EdgeModel.load(resolved.path, resolved.name, settings)
-            stack.push_async_callback(edge.close)
-        yield edge, cloud
-
-
-@asynccontextmanager
-async def open_agent(settings: EdgeConfig) -> AsyncIterator[Agent]:
-    from edge_agent.agent import Agent
-
-    async with open_parts(settings) as (edge, cloud):
-        router = None
-        if settings.mode == "auto":
-            assert edge is not None
-            assert cloud is not None
-            router = _router(edge, cloud, settings, every=False)
-        yield Agent(settings, edge=edge, cloud=cloud, router=router)
-
-
-@asynccontextmanager
-async def open_router(settings: EdgeConfig, *, every: bool) -> AsyncIterator[Router]:
-    async with open_parts(settings) as (edge, cloud):
-        assert edge is not None
-        assert cloud is not None
-        yield _router(edge, cloud, settings, every=every)
-
-
-def _router(edge: EdgeModel, cloud: Cloud, settings: EdgeConfig, *, every: bool) -> Router:
-    from edge_agent.routing.router import load_router
-
-    return load_router(edge, cloud, settings, lambda: _model_sha256(settings), every=every)
-
-
-def _model_sha256(settings: EdgeConfig) -> str:
-    from edge_agent.routing.calibration import model_sha256
-
-    return model_sha256(resolve(settings.model, Registry.load()))
-
-
-def answer_json(answer: Answer) -> str:
-    """One line of JSON; tokens as {id, text, origin, source}, their text as far as it is whole characters."""
-    fields = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
-    fields["decision"] = None if answer.decision is None else dataclasses.asdict(answer.decision)
-    fields["finish_reason"] = answer.finish_reason.value
-    fields["tokens"] = [
-        {
-            "id": t.id,
-            "text": t.piece.decode("utf-8", "replace"),
-            "origin": t.origin.value,
-            "source": t.source and t.source.value,
-        }
-        for t in answer.tokens
-    ]
-    return json.dumps(fields, ensure_ascii=False)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Answers at a terminal: plain text as it is committed, or coloured by who made it."""
+"""Answers as people and programs read them: plain text, text coloured by who made it, JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -62,6 +63,23 @@ class OriginWriter:
             RichText(f"{MARKS[origin]} {n}", STYLES[origin]) for origin, n in counts.items()
         )
         self._console.print(legend)
+
+
+def answer_fields(answer: Answer) -> dict[str, Any]:
+    """For JSON; tokens as {id, text, origin, source}, their text as far as it is whole characters."""
+    fields = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
+    fields["decision"] = None if answer.decision is None else dataclasses.asdict(answer.decision)
+    fields["finish_reason"] = answer.finish_reason.value
+    fields["tokens"] = [
+        {
+            "id": t.id,
+            "text": t.piece.decode("utf-8", "replace"),
+            "origin": t.origin.value,
+            "source": t.source and t.source.value,
+        }
+        for t in answer.tokens
+    ]
+    return fields
 
 
 def print_decision(decision: Decision) -> None:

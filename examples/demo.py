@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from edge_agent.cli import open_agent
+from edge_agent.opening import open_agent
 from edge_agent.show import OriginWriter
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET, EdgeConfig
 from shared.errors import DuetError, outcome

@@ -186,6 +186,10 @@ class EdgeConfig(_Settings):
     """Name in the cloud's certificate, where it is not the host of `cloud`."""
     insecure: bool = False
     """Plain text to a cloud on another machine, where no `tls_` setting asks for more."""
+    host: str = "127.0.0.1"
+    """Address that `duet serve` listens on."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Its port; 0 takes a free one."""
     api_key: Secret | None = None
     """Key that `duet serve` asks of its clients."""
     tls_cert: str | None = None

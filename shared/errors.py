@@ -15,7 +15,8 @@ DuetError
 │   └── NoDiskSpace
 ├── RequestError                change the request
 │   ├── InvalidRequest
-│   └── PromptTooLong
+│   ├── PromptTooLong
+│   └── EdgeOverloaded
 ├── CloudError                  keep the committed tokens; finish locally or resume elsewhere
 │   ├── CloudUnavailable
 │   ├── CloudOverloaded
@@ -28,7 +29,8 @@ DuetError
     └── UnexpectedMessage
 
 Messages are one line that says what happened and what to do. `TABLE` maps each leaf to the gRPC
-status it travels as and to the exit code of the commands; nothing else decides either.
+status it travels as, to the exit code of the commands and to the HTTP status of `duet serve`; nothing
+else decides any of them.
 """
 
 from __future__ import annotations
@@ -100,6 +102,10 @@ class PromptTooLong(RequestError):
     """The prompt does not fit the context."""
 
 
+class EdgeOverloaded(RequestError):
+    """Too many requests wait for the edge model: try again later."""
+
+
 class CloudError(DuetError):
     """The cloud failed; what was committed stands."""
 
@@ -141,11 +147,12 @@ class UnexpectedMessage(ProtocolError):
 
 
 class Outcome(NamedTuple):
-    """What an error becomes at the two boundaries."""
+    """What an error becomes at the three boundaries."""
 
     grpc_status: str
     """Name in grpc.StatusCode."""
     exit_code: int
+    http_status: int = 500
 
 
 TABLE: dict[type[DuetError], Outcome] = {
@@ -159,16 +166,17 @@ TABLE: dict[type[DuetError], Outcome] = {
     DownloadFailed: Outcome("FAILED_PRECONDITION", 3),
     HashMismatch: Outcome("FAILED_PRECONDITION", 3),
     NoDiskSpace: Outcome("FAILED_PRECONDITION", 3),
-    InvalidRequest: Outcome("INVALID_ARGUMENT", 4),
-    PromptTooLong: Outcome("INVALID_ARGUMENT", 4),
-    CloudUnavailable: Outcome("UNAVAILABLE", 5),
-    CloudOverloaded: Outcome("RESOURCE_EXHAUSTED", 5),
-    CloudFailed: Outcome("INTERNAL", 5),
-    VerifyTimeout: Outcome("DEADLINE_EXCEEDED", 5),
-    VocabularyMismatch: Outcome("FAILED_PRECONDITION", 6),
-    InvalidDraft: Outcome("INVALID_ARGUMENT", 7),
-    FutureEpoch: Outcome("ABORTED", 7),
-    UnexpectedMessage: Outcome("ABORTED", 7),
+    InvalidRequest: Outcome("INVALID_ARGUMENT", 4, 400),
+    PromptTooLong: Outcome("INVALID_ARGUMENT", 4, 400),
+    EdgeOverloaded: Outcome("RESOURCE_EXHAUSTED", 4, 429),
+    CloudUnavailable: Outcome("UNAVAILABLE", 5, 503),
+    CloudOverloaded: Outcome("RESOURCE_EXHAUSTED", 5, 429),
+    CloudFailed: Outcome("INTERNAL", 5, 502),
+    VerifyTimeout: Outcome("DEADLINE_EXCEEDED", 5, 504),
+    VocabularyMismatch: Outcome("FAILED_PRECONDITION", 6, 502),
+    InvalidDraft: Outcome("INVALID_ARGUMENT", 7, 502),
+    FutureEpoch: Outcome("ABORTED", 7, 502),
+    UnexpectedMessage: Outcome("ABORTED", 7, 502),
 }
 
 EXIT_INTERNAL = 70

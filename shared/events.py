@@ -12,7 +12,7 @@ from shared.session import Origin
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A committed token."""
+    """A committed token; what may be shown of its text follows as `Text`."""
 
     id: int
     piece: bytes
@@ -106,4 +106,4 @@ class Answer:
     """Of the router, in mode `auto`."""
 
 
-Event = Notice | Routed | Text | Provisional | Round | Answer
+Event = Notice | Routed | Token | Text | Provisional | Round | Answer

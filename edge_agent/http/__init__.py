@@ -1,0 +1,1 @@
+"""`duet serve`: OpenAI's API over the agent, and the web page."""

@@ -1,0 +1,88 @@
+"""Opens what requests need: the edge model, the connection to the cloud, the router. Closes them, too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from shared.config import EdgeConfig
+from shared.errors import InvalidSetting
+from shared.models import Registry, resolve
+from shared.terminal import pull_progress
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Agent
+    from edge_agent.edge_model import EdgeModel
+    from edge_agent.remote import Cloud
+    from edge_agent.routing.router import Router
+
+
+@asynccontextmanager
+async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | None, Cloud | None]]:
+    """Load and connect what the mode needs, and nothing else; closed afterwards."""
+    # llama.cpp and gRPC take a moment to import: help and bad settings answer without them.
+    from edge_agent.edge_model import EdgeModel
+    from edge_agent.remote import Cloud
+
+    if "model" not in settings.drafters and settings.mode in ("auto", "local"):
+        raise InvalidSetting(
+            f"mode {settings.mode} needs the edge model, which is not among the drafters; add"
+            " --drafter model, or use --mode speculate"
+        )
+    edge = None
+    async with AsyncExitStack() as stack:
+        cloud = None
+        if settings.mode != "local":
+            cloud = await stack.enter_async_context(
+                Cloud(
+                    settings.cloud,
+                    connect_timeout_s=settings.connect_timeout_s,
+                    silence_timeout_s=settings.verify_timeout_s,
+                    dead_link_s=settings.dead_link_s,
+                )
+            )
+            if (
+                settings.mode != "auto"
+            ):  # which does without a cloud, and asks for none if the prompt is private
+                await cloud.check()  # before a model is pulled for nothing
+        if settings.mode != "cloud" and "model" in settings.drafters:
+            with pull_progress() as progress:
+                resolved = resolve(settings.model, Registry.load(), progress=progress)
+            edge = await EdgeModel.load(resolved.path, resolved.name, settings)
+            stack.push_async_callback(edge.close)
+        yield edge, cloud
+
+
+@asynccontextmanager
+async def open_agent(settings: EdgeConfig) -> AsyncIterator[Agent]:
+    from edge_agent.agent import Agent
+
+    async with open_parts(settings) as (edge, cloud):
+        router = None
+        if settings.mode == "auto":
+            assert edge is not None
+            assert cloud is not None
+            router = _router(edge, cloud, settings, every=False)
+        yield Agent(settings, edge=edge, cloud=cloud, router=router)
+
+
+@asynccontextmanager
+async def open_router(settings: EdgeConfig, *, every: bool) -> AsyncIterator[Router]:
+    async with open_parts(settings) as (edge, cloud):
+        assert edge is not None
+        assert cloud is not None
+        yield _router(edge, cloud, settings, every=every)
+
+
+def _router(edge: EdgeModel, cloud: Cloud, settings: EdgeConfig, *, every: bool) -> Router:
+    from edge_agent.routing.router import load_router
+
+    return load_router(edge, cloud, settings, lambda: model_sha256_of(settings), every=every)
+
+
+def model_sha256_of(settings: EdgeConfig) -> str:
+    """Of the edge model's file."""
+    from edge_agent.routing.calibration import model_sha256
+
+    return model_sha256(resolve(settings.model, Registry.load()))
