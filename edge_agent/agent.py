@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -21,7 +22,7 @@ from edge_agent.speculation import speculate
 from edge_agent.steps import Decided, Drafted, Prompted, Step
 from shared.config import EdgeConfig, for_request
 from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong
-from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token
+from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token, Waiting
 from shared.messages import FinishReason, Message, Open, Policy
 from shared.routing import Decision
 from shared.sampling import Sampling
@@ -33,7 +34,7 @@ from shared.text import TextStream
 class _Tally:
     """What happened so far in one request."""
 
-    started: float = field(default_factory=time.monotonic)
+    started: float
     first_token: float | None = None
     last_token: float | None = None
     prompt_tokens: int = 0
@@ -64,6 +65,19 @@ class _Tally:
             self.last_token = time.monotonic()
             self.first_token = self.first_token or self.last_token
             self.tokens.append(step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request, and what it may use."""
+
+    config: EdgeConfig
+    started: float
+    private: str | None
+    """Why the prompt must not leave the device, if it must not."""
+    provisional: bool
+    edge: EdgeModel | None
+    drafters: Drafters
 
 
 _NOTHING_UNVERIFIED = Provisional("", 0)
@@ -113,7 +127,8 @@ class Agent:
         """Answer the last of the messages.
 
         Yields events as they come, and one `Answer` at the end. A chat that outgrows the
-        context loses its oldest turns, never the system prompt, and a notice says so.
+        context loses its oldest turns, never the system prompt, and a notice says so. Several may run at
+        once: those that use the edge model share it, or wait in line for it.
 
         Args:
             provisional: yield `Provisional`s too.
@@ -121,15 +136,37 @@ class Agent:
         Raises:
             DuetError: see `shared.errors`; text that was yielded stands.
         """
+        started = time.monotonic()
         config = for_request(self._config, settings)
         self._check_parts(config)
-        messages = list(messages)
-        private = self._privacy.reason(messages, asked=config.private)
+        # Huge messages take a while, which the other requests should not.
+        private = await asyncio.to_thread(self._privacy.reason, messages, asked=config.private)
         if private is not None and config.mode in ("cloud", "speculate"):
             raise InvalidRequest(
                 f"the prompt is private ({private}), and mode {config.mode} would send it away; use"
                 " --mode auto or local. The settings private_patterns and detect_private say what is private"
             )
+        call = _Call(config, started, private, provisional, self._edge, self._drafters)
+        if self._edge is None or config.mode == "cloud":
+            async with aclosing(self._chat(call, list(messages))) as events:
+                async for event in events:
+                    yield event
+            return
+        turn = self._edge.enter(await asyncio.to_thread(self._edge.model.render_chat, messages))
+        try:
+            while turn.position:
+                yield Waiting(turn.position)
+                await turn.moved()
+            edge = self._edge.in_slot(turn)
+            call = replace(call, edge=edge, drafters=self._drafters.on(edge))
+            async with aclosing(self._chat(call, list(messages))) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._edge.leave(turn)
+
+    async def _chat(self, call: _Call, messages: list[Message]) -> AsyncGenerator[Event, None]:
+        config = call.config
         request = Open(
             prompt=tuple(messages),
             sampling=Sampling(
@@ -142,10 +179,9 @@ class Agent:
         )
         num_dropped = 0
         while True:
-            tally = _Tally(mode=config.mode)
+            tally = _Tally(started=call.started, mode=config.mode)
             try:
-                answering = self._answer(config, request, tally, private, provisional=provisional)
-                async with aclosing(answering) as events:
+                async with aclosing(self._answer(call, request, tally)) as events:
                     async for event in events:
                         yield event
                 return
@@ -168,16 +204,14 @@ class Agent:
         if self._router is None and config.mode == "auto":
             raise InvalidRequest("mode auto needs the router, which is not loaded; choose another mode")
 
-    async def _answer(
-        self, config: EdgeConfig, request: Open, tally: _Tally, private: str | None, *, provisional: bool
-    ) -> AsyncGenerator[Event, None]:
+    async def _answer(self, call: _Call, request: Open, tally: _Tally) -> AsyncGenerator[Event, None]:
+        config = call.config
         text: TextStream[Origin] = TextStream(config.stop)
         reason: FinishReason | None = None
         unverified, text_follows = _NOTHING_UNVERIFIED, False
         if config.mode != "auto":
             yield Routed(config.mode)
-        all_steps = self._steps(config, request, tally.meter, private, show_drafts=provisional)
-        async with aclosing(all_steps) as steps:
+        async with aclosing(self._steps(call, request, tally.meter)) as steps:
             async for step in steps:
                 tally.take(step)
                 if isinstance(step, FinishReason):
@@ -205,38 +239,39 @@ class Agent:
             yield _NOTHING_UNVERIFIED
         assert reason is not None, "a mode ends with a reason or an error"
         answer = self._result(request, tally, reason)
-        if private is None:  # what is drafted from the store is sent away
+        if call.private is None:  # what is drafted from the store is sent away
             question = next(part.content for part in reversed(request.prompt) if isinstance(part, Message))
             try:
-                self._drafters.remember(question, answer.answer)
+                call.drafters.remember(question, answer.answer)
             except InvalidSetting as error:
                 yield Notice(f"the answer is not remembered: {error}")
         yield answer
 
-    def _steps(
-        self, config: EdgeConfig, request: Open, meter: Meter, private: str | None, *, show_drafts: bool
-    ) -> AsyncGenerator[Step, None]:
+    def _steps(self, call: _Call, request: Open, meter: Meter) -> AsyncGenerator[Step, None]:
+        config, edge = call.config, call.edge
         if config.mode == "local":
-            assert self._edge is not None
-            return modes.local(self._edge, request)
+            assert edge is not None
+            return modes.local(edge, request)
         assert self._cloud is not None
         if config.mode == "cloud":
             return modes.cloud(self._cloud, request, meter)
-        if config.mode == "auto":
-            assert self._edge is not None
-            assert self._router is not None
-            return auto(
-                self._edge,
-                self._drafters,
-                self._cloud,
-                self._router,
-                request,
-                config,
-                meter,
-                private,
-                show_drafts=show_drafts,
+        if config.mode == "speculate":
+            return speculate(
+                call.drafters, self._cloud, request, config.pace, meter, show_drafts=call.provisional
             )
-        return speculate(self._drafters, self._cloud, request, config.pace, meter, show_drafts=show_drafts)
+        assert edge is not None
+        assert self._router is not None
+        return auto(
+            edge,
+            call.drafters,
+            self._cloud,
+            self._router,
+            request,
+            config,
+            meter,
+            call.private,
+            show_drafts=call.provisional,
+        )
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
         num = len(tally.tokens)

@@ -48,7 +48,7 @@ async def auto(
         show_drafts: yield `Drafted` whenever it changes.
     """
     messages = [part for part in request.prompt if isinstance(part, Message)]
-    routing = await router.route(messages, private)
+    routing = await router.route(messages, private, edge=edge)
     decision = routing.decision
     request = replace(request, predicted_length=decision.predicted_tokens)
     yield Decided(decision)

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | None, Cloud | None]]:
-    """Load and connect what the mode needs, and nothing else; closed afterwards."""
+async def open_parts(
+    settings: EdgeConfig, *, num_slots: int = 1
+) -> AsyncIterator[tuple[EdgeModel | None, Cloud | None]]:
+    """Load and connect what the mode needs, and nothing else; closed afterwards.
+
+    Args:
+        num_slots: requests that use the edge model at once.
+    """
     # llama.cpp and gRPC take a moment to import: help and bad settings answer without them.
     from edge_agent.edge_model import EdgeModel
     from edge_agent.remote import Cloud
@@ -49,16 +55,17 @@ async def open_parts(settings: EdgeConfig) -> AsyncIterator[tuple[EdgeModel | No
         if settings.mode != "cloud" and "model" in settings.drafters:
             with pull_progress() as progress:
                 resolved = resolve(settings.model, Registry.load(), progress=progress)
-            edge = await EdgeModel.load(resolved.path, resolved.name, settings)
+            edge = await EdgeModel.load(resolved.path, resolved.name, settings, num_slots=num_slots)
             stack.push_async_callback(edge.close)
         yield edge, cloud
 
 
 @asynccontextmanager
-async def open_agent(settings: EdgeConfig) -> AsyncIterator[Agent]:
+async def open_agent(settings: EdgeConfig, *, num_slots: int = 1) -> AsyncIterator[Agent]:
+    """See `open_parts`."""
     from edge_agent.agent import Agent
 
-    async with open_parts(settings) as (edge, cloud):
+    async with open_parts(settings, num_slots=num_slots) as (edge, cloud):
         router = None
         if settings.mode == "auto":
             assert edge is not None

@@ -190,6 +190,10 @@ class EdgeConfig(_Settings):
     """Address that `duet serve` listens on."""
     port: int = Field(8080, ge=0, le=65535)
     """Its port; 0 takes a free one."""
+    slots: int = Field(4, ge=1, le=64)
+    """Requests to `duet serve` that use the edge model at once; each has a KV cache."""
+    max_waiting: int = Field(64, ge=0)
+    """Requests that may wait for the edge model; more are refused."""
     api_key: Secret | None = None
     """Key that `duet serve` asks of its clients."""
     tls_cert: str | None = None

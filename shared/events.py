@@ -54,6 +54,14 @@ class Provisional:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Other requests use the edge model; comes again when the position changes."""
+
+    position: int
+    """1 is next."""
+
+
+@dataclass(frozen=True, slots=True)
 class Routed:
     """Who answers; comes first, and again where late evidence or a lost cloud changed it."""
 
@@ -106,4 +114,4 @@ class Answer:
     """Of the router, in mode `auto`."""
 
 
-Event = Notice | Routed | Token | Text | Provisional | Round | Answer
+Event = Waiting | Notice | Routed | Token | Text | Provisional | Round | Answer

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from cloud_service.scheduling import PassCost, is_step, plan
 from cloud_service.targets.base import GenerateOptions, Scores
 from shared.errors import CloudFailed, CloudOverloaded, DuetError
 from shared.llama import DecodeAborted, Extension, LlamaContext, LlamaModel
-from shared.llama.context import common_prefix
+from shared.llama.slots import Slots, Turn
 from shared.messages import Message, Timings
 from shared.sampling import draw, logprobs_from_logits, rows_from_logits
 
@@ -45,62 +44,6 @@ class _Job:
     cancelled: bool = False
 
 
-class _Slots:
-    """Who holds which sequence of the context. Free ones keep their text; the oldest text goes first."""
-
-    def __init__(self, num_slots: int, max_waiting: int, wait_s: float) -> None:
-        self._free: OrderedDict[int, list[int]] = OrderedDict((slot, []) for slot in range(num_slots))
-        self._waiting: deque[asyncio.Future[int]] = deque()
-        self._max_waiting = max_waiting
-        self._wait_s = wait_s
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    async def acquire(self, token_ids: list[int]) -> int:
-        """Take a free slot, or wait in line for the next one."""
-        if self._free:
-            slot = self._best_free(token_ids)
-            del self._free[slot]
-            return slot
-        if len(self._waiting) >= self._max_waiting:
-            raise CloudOverloaded(
-                f"all slots are taken and {len(self._waiting)} streams wait already; try again later"
-            )
-        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            return await asyncio.wait_for(asyncio.shield(turn), self._wait_s)
-        except BaseException as error:
-            if turn.done():  # the slot came in the same moment
-                self.release(turn.result(), ())
-            else:
-                self._waiting.remove(turn)
-            if isinstance(error, asyncio.TimeoutError):
-                raise CloudOverloaded(
-                    f"no slot came free within {self._wait_s:g} s; try again later"
-                ) from None
-            raise
-
-    def _best_free(self, token_ids: list[int]) -> int:
-        """The slot that holds most of the text already, or else the one unused for longest.
-
-        Half of it at least: every chat begins with the same few tokens of the template, and for those
-        nobody else's conversation should be overwritten.
-        """
-        shared = {slot: common_prefix(cached, token_ids) for slot, cached in self._free.items()}
-        best = max(shared, key=lambda slot: shared[slot])
-        return best if 2 * shared[best] > len(token_ids) else next(iter(self._free))
-
-    def release(self, slot: int, cached: Sequence[int]) -> None:
-        """Hand the slot to whoever waits longest, or keep it with the text that it holds."""
-        if self._waiting:
-            self._waiting.popleft().set_result(slot)
-        else:
-            self._free[slot] = list(cached)
-
-
 class LlamaCppTarget:
     """Implements `base.Target`. All llama.cpp calls happen in one thread of its own."""
 
@@ -125,7 +68,8 @@ class LlamaCppTarget:
         self.end_token_ids = model.end_token_ids
         self._model = model
         self._context = context
-        self._slots = _Slots(len(context.cached), max_waiting_streams, max_wait_s)
+        self._slots = Slots(range(len(context.cached)), max_waiting_streams)
+        self._max_wait_s = max_wait_s
         self._jobs: list[_Job] = []
         self._running: list[_Job] = []
         self._wake = threading.Condition()
@@ -151,11 +95,29 @@ class LlamaCppTarget:
 
     @asynccontextmanager
     async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[LlamaCppSequence]:
-        slot = await self._slots.acquire(list(token_ids))
+        turn = self._slots.enter(token_ids)
+        if turn is None:
+            raise CloudOverloaded(
+                f"all slots are taken and {self._slots.num_waiting} streams wait already; try again later"
+            )
         try:
-            yield LlamaCppSequence(self, slot)
+            yield LlamaCppSequence(self, await self._slot_of(turn))
         finally:
-            self._slots.release(slot, self._context.cached[slot])
+            self._slots.leave(turn, [] if turn.slot is None else self._context.cached[turn.slot])
+
+    async def _slot_of(self, turn: Turn) -> int:
+        async def granted() -> None:
+            while turn.position:
+                await turn.moved()
+
+        try:
+            await asyncio.wait_for(granted(), self._max_wait_s)
+        except asyncio.TimeoutError:
+            raise CloudOverloaded(
+                f"no slot came free within {self._max_wait_s:g} s; try again later"
+            ) from None
+        assert turn.slot is not None
+        return turn.slot
 
     async def warm_up(self) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,12 @@ class Drafters:
         self._trust = Trust()
         self._indexes: dict[str, SuffixIndex] = {}
         self._targets: dict[str, Vocabulary] = {}
+
+    def on(self, edge: EdgeModel) -> Drafters:
+        """These drafters for a request that holds a slot of the edge model; what is shared stays shared."""
+        drafters = copy.copy(self)
+        drafters.edge = edge
+        return drafters
 
     async def for_stream(self, remote: Cloud, request: Open, opened: Opened) -> StreamDrafter:
         """Drafters of the target's tokens.

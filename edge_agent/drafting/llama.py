@@ -14,7 +14,6 @@ from shared.errors import ModelUnsupported
 from shared.sampling import Rows, Sampling, draw, rows_from_logits
 from shared.stopping import Never, StopRule
 
-_SEQUENCE = 0
 _NEVER = Never()
 
 
@@ -51,17 +50,20 @@ class LlamaDrafter:
         Raises:
             ModelUnsupported: the model gave a NaN.
         """
+        sequence = self._edge.sequence
         num_tokens = min(num_tokens, self._edge.context.context_tokens - len(text_ids))
+        if num_tokens > 0:
+            await self._edge.read(text_ids[:-1])
 
         def work() -> list[Proposal]:
             context = self._edge.context
             drafted: list[Proposal] = []
             if num_tokens < 1:
                 return drafted
-            kept = context.align(_SEQUENCE, text_ids[:-1])
+            kept = context.align(sequence, text_ids[:-1])
             pending = list(text_ids[kept:])
             while True:
-                logits = context.extend(_SEQUENCE, pending, 1)
+                logits = context.extend(sequence, pending, 1)
                 if self._masked.size:
                     logits[0][self._masked[self._masked < len(logits[0])]] = -np.inf
                 rows = self._rows(logits, sampling.row_width)

@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 from edge_agent.agent import Agent
 from edge_agent.http.errors import ApiError, as_api_error, error_body
 from edge_agent.http.requests import ChatCompletion, parse
-from edge_agent.http.streaming import StreamedResponse, sse, unless_gone
-from shared.events import Answer, Event, Notice, Text
+from edge_agent.http.streaming import StreamedResponse, sse, sse_comment, unless_gone
+from shared.events import Answer, Event, Notice, Text, Waiting
 from shared.messages import FinishReason
 from shared.thinking import ThinkingSplitter
 
@@ -43,23 +43,31 @@ async def chat_completions(request: Request) -> Response:
     events = agent.chat(messages, mode=mode_of(asked.model), **asked.settings())
     answering = _Answering(asked.model)
     if not asked.stream:
-        return JSONResponse(await unless_gone(request, answering.whole(events)))
-    begun = await unless_gone(request, _begun(events))
+        body = await unless_gone(request, answering.whole(events))
+        return JSONResponse(body, headers=queue_header(answering.queue_position))
+    begun, position = await unless_gone(request, _begun(events))
     include_usage = asked.stream_options is not None and asked.stream_options.include_usage
     return StreamedResponse(
         answering.chunks(begun, include_usage=include_usage),
         media_type="text/event-stream",
+        headers=queue_header(position),
         stall_timeout_s=request.app.state.stall_timeout_s,
     )
 
 
-async def _begun(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    """Wait for the first text: what fails before it is an HTTP error, not the middle of a stream."""
+def queue_header(position: int) -> dict[str, str]:
+    """Where in the line for the edge model the request began; 0 did not wait."""
+    return {"X-Duet-Queue-Position": str(position)}
+
+
+async def _begun(events: AsyncGenerator[Event, None]) -> tuple[AsyncGenerator[Event, None], int]:
+    """Wait for the first text, or for a place in line: what fails before is an HTTP error, and not the middle
+    of a stream. Gives all events, and the place."""
     first: list[Event] = []
     try:
         async for event in events:
             first.append(event)
-            if isinstance(event, Text | Answer):
+            if isinstance(event, Waiting | Text | Answer):
                 break
     except BaseException:
         await events.aclose()
@@ -72,7 +80,7 @@ async def _begun(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, N
             async for event in events:
                 yield event
 
-    return all_events()
+    return all_events(), first[-1].position if isinstance(first[-1], Waiting) else 0
 
 
 @dataclass
@@ -83,6 +91,14 @@ class _Answering:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     notices: list[str] = field(default_factory=list)
+    queue_position: int = 0
+    """Where in line the request began."""
+
+    def note(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.notices.append(event.message)
+        elif isinstance(event, Waiting):
+            self.queue_position = max(self.queue_position, event.position)
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
         thinking = ThinkingSplitter()
@@ -91,10 +107,10 @@ class _Answering:
             async for event in events:
                 if isinstance(event, Text):
                     runs += thinking.feed(event.text)
-                elif isinstance(event, Notice):
-                    self.notices.append(event.message)
                 elif isinstance(event, Answer):
                     answer = event
+                else:
+                    self.note(event)
         runs += thinking.finish()
         thought = "".join(text for is_thought, text in runs if is_thought)
         message = {
@@ -121,8 +137,9 @@ class _Answering:
                     if isinstance(event, Text):
                         for run in thinking.feed(event.text):
                             yield self._chunk(_delta(*run))
-                    elif isinstance(event, Notice):
-                        self.notices.append(event.message)
+                    elif isinstance(event, Waiting):
+                        self.note(event)
+                        yield sse_comment(f"waiting for the edge model, position {event.position}")
                     elif isinstance(event, Answer):
                         for run in thinking.finish():
                             yield self._chunk(_delta(*run))

@@ -35,7 +35,7 @@ from edge_agent.http.errors import as_api_error, error_body
 from edge_agent.http.requests import LiveChat, parse
 from edge_agent.http.streaming import StreamedResponse, to_json
 from edge_agent.show import answer_fields
-from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token
+from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token, Waiting
 from shared.thinking import ThinkingSplitter
 
 
@@ -79,7 +79,7 @@ class _Live:
             return [*rest, {"type": "answer", **answer_fields(event)}]
         return [self._message(event)]
 
-    def _message(self, event: Routed | Provisional | Round | Notice) -> dict[str, Any]:
+    def _message(self, event: Waiting | Routed | Provisional | Round | Notice) -> dict[str, Any]:
         if isinstance(event, Routed):
             decision: Any = event.decision
             names = ("p_cloud", "predicted_tokens", "reasons", "probes")
@@ -90,6 +90,8 @@ class _Live:
             }
         if isinstance(event, Provisional):
             return {"type": "provisional", "text": event.text, "num_tokens": event.num_tokens}
+        if isinstance(event, Waiting):
+            return {"type": "waiting", "position": event.position}
         if isinstance(event, Notice):
             return {"type": "notice", "message": event.message}
         self._rounds += 1

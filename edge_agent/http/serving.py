@@ -43,7 +43,7 @@ async def serve(settings: EdgeConfig, *, on_ready: Callable[[str], None] = lambd
         scheme = "https" if settings.tls_cert else "http"
         host, port = listening.getsockname()[:2]
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        async with open_agent(settings) as agent:
+        async with open_agent(settings, num_slots=settings.slots) as agent:
             key = settings.api_key
             app = create_app(agent, api_key=None if key is None else key.get_secret_value())
             config = uvicorn.Config(

@@ -11,8 +11,6 @@ from edge_agent.routing.probes import Float, OptionProbe, Probe, Question, Readi
 from shared.llama import Extension, LlamaContext
 from shared.messages import Message
 
-_QUESTION = 0
-"""The sequence that answers are drafted in: they find the question already read."""
 PROBE_TOKENS = 64
 """Room in the context that a question longer than it leaves for probes."""
 
@@ -20,7 +18,10 @@ Priors = dict[str, Float]
 
 
 class QuestionReader:
-    """Reads questions and asks the model about them. Use it in the model's thread (`EdgeModel.run`)."""
+    """Reads questions and asks the model about them. Use it in the model's thread (`EdgeModel.run`).
+
+    A question is read in the sequence that its answer is drafted in, which finds it there.
+    """
 
     def __init__(self, edge: EdgeModel, priors: Priors) -> None:
         """
@@ -29,6 +30,7 @@ class QuestionReader:
         """
         self._model = edge.model
         self._context: LlamaContext = edge.context
+        self._sequence = edge.sequence
         self._priors = priors
 
     def question(self, messages: Sequence[Message]) -> Question:
@@ -79,13 +81,13 @@ class QuestionReader:
         if not suffixes:
             return {}
         context = self._context
-        kept = context.align(_QUESTION, ids[:-1])
-        at_end = _said(context.extend(_QUESTION, ids[kept:], 1)[0])
+        kept = context.align(self._sequence, ids[:-1])
+        at_end = _said(context.extend(self._sequence, ids[kept:], 1)[0])
         said = {i: at_end for i, suffix in suffixes.items() if not suffix}
         rest = [i for i in suffixes if suffixes[i]]
         for group in (rest[k : k + PROBE_SEQUENCES] for k in range(0, len(rest), PROBE_SEQUENCES)):
             for sequence, _ in enumerate(group, start=1):
-                context.copy_prefix(_QUESTION, sequence, len(ids))
+                context.copy_prefix(self._sequence, sequence, len(ids))
             rows = context.decode(
                 [Extension(sequence, suffixes[i], 1) for sequence, i in enumerate(group, start=1)]
             )
@@ -99,8 +101,8 @@ class QuestionReader:
         context, ends = self._context, self._model.end_token_ids
         if len(prompt) + max_words > context.context_tokens:
             prompt = [*prompt[: context.context_tokens // 4], *prompt[-context.context_tokens // 2 :]]
-        kept = context.align(_QUESTION, prompt[:-1])
-        first = _said(context.extend(_QUESTION, prompt[kept:], 1)[0])
+        kept = context.align(self._sequence, prompt[:-1])
+        first = _said(context.extend(self._sequence, prompt[kept:], 1)[0])
         logprobs = first.logprobs
         written: list[int] = []
         heard: list[float] = []
@@ -110,13 +112,13 @@ class QuestionReader:
             written.append(token)
             if token in ends or len(written) == max_words:
                 break
-            logprobs = _said(context.extend(_QUESTION, [token], 1)[0]).logprobs
+            logprobs = _said(context.extend(self._sequence, [token], 1)[0]).logprobs
         text = b"".join(self._model.piece(token) for token in written).decode("utf-8", "replace")
         return Said(first.logprobs, text, tuple(heard))
 
     def _restore(self, ids: list[int]) -> None:
-        kept = self._context.align(_QUESTION, ids[:-1])
-        self._context.extend(_QUESTION, ids[kept:], 1)
+        kept = self._context.align(self._sequence, ids[:-1])
+        self._context.extend(self._sequence, ids[kept:], 1)
 
 
 def prior_key(probe: OptionProbe, question: Question) -> str:

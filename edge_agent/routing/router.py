@@ -57,7 +57,7 @@ class Router:
         self.probes = probes
         self._calibration = calibration
         priors = {} if calibration is None else calibration.priors
-        self._reader = QuestionReader(edge, {key: np.array(prior) for key, prior in priors.items()})
+        self._priors = {key: np.array(prior) for key, prior in priors.items()}
         threshold = config.cloud_threshold
         if threshold is None:
             threshold = calibration.threshold if calibration else UNCALIBRATED_THRESHOLD
@@ -68,15 +68,18 @@ class Router:
             max_price=config.max_price,
         )
 
-    async def route(self, messages: Sequence[Message], private: str | None) -> Routing:
+    async def route(
+        self, messages: Sequence[Message], private: str | None, *, edge: EdgeModel | None = None
+    ) -> Routing:
         """Read the question and decide. A private one opens no connection.
 
         Args:
             private: why the chat must not leave the device, if it must not.
+            edge: the model as the request holds it.
         """
         link_task = asyncio.create_task(self._link(private))
         try:
-            question, readings = await self._edge.run(lambda: self._read(messages))
+            question, readings = await self._read(messages, edge or self._edge)
             link = await link_task
         finally:
             link_task.cancel()
@@ -98,9 +101,11 @@ class Router:
         )
         return Routing(decision, link)
 
-    def _read(self, messages: Sequence[Message]) -> tuple[Question, list[Reading]]:
-        question = self._reader.question(messages)
-        return question, self._reader.read(question, self.probes)
+    async def _read(self, messages: Sequence[Message], edge: EdgeModel) -> tuple[Question, list[Reading]]:
+        reader = QuestionReader(edge, self._priors)
+        question = await edge.run(lambda: reader.question(messages))
+        await edge.read(question.token_ids)
+        return question, await edge.run(lambda: reader.read(question, self.probes))
 
     async def _link(self, private: str | None) -> Link:
         if private is not None:
