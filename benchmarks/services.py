@@ -19,6 +19,14 @@ def duet_cloud(*arguments: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
+def duet_serve(*arguments: str) -> Iterator[str]:
+    """`duet serve` on a free port; yields its URL."""
+    command = [str(Path(sys.executable).with_name("duet")), "serve", "--port", "0"]
+    with _service([*command, *arguments]) as (url, _):
+        yield url
+
+
+@contextmanager
 def scripted_cloud() -> Iterator[tuple[str, int]]:
     """Our own service over a target that costs nothing: what is left is our overhead."""
     with _service([sys.executable, "-m", "benchmarks.services"]) as started:

@@ -46,10 +46,11 @@ _STOP_WITHIN_S = 20.0
 
 
 @dataclass
-class RunningCloud:
-    """A `duet-cloud serve` process."""
+class RunningServer:
+    """A `duet serve` or `duet-cloud serve` process."""
 
     address: str
+    """What it says it listens on: a URL, or HOST:PORT."""
     process: subprocess.Popen[str]
     log_lines: list[str]
     """What it wrote on standard error so far."""
@@ -116,18 +117,40 @@ async def started_ask(
 
 
 @contextmanager
-def running_cloud(model_path: Path, **flags: object) -> Iterator[RunningCloud]:
+def running_cloud(model_path: Path, **flags: object) -> Iterator[RunningServer]:
     """Start `duet-cloud serve` on a free port; ends it afterwards.
 
     Args:
         flags: settings by name, for example `cache_type="f32"`.
     """
     settings = {"model": model_path, "listen": "127.0.0.1:0", "threads": 1, **flags}
+    with _running("duet-cloud", settings, model_path.parent) as server:
+        yield server
+
+
+@contextmanager
+def running_serve(
+    model_path: Path, *, env: Mapping[str, str] | None = None, **flags: object
+) -> Iterator[RunningServer]:
+    """Start `duet serve` on a free port; ends it afterwards.
+
+    Args:
+        flags: settings by name, for example `cloud="127.0.0.1:50151"`.
+    """
+    settings = {"model": model_path, "port": 0, "threads": 1, **flags}
+    with _running("duet", settings, model_path.parent, env) as server:
+        yield server
+
+
+@contextmanager
+def _running(
+    program: str, settings: Mapping[str, object], folder: Path, env: Mapping[str, str] | None = None
+) -> Iterator[RunningServer]:
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     process = subprocess.Popen(
-        [command("duet-cloud"), "serve", *arguments],
-        cwd=model_path.parent,
-        env=clean_environment(model_path.parent),
+        [command(program), "serve", *arguments],
+        cwd=folder,
+        env=clean_environment(folder, env),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,7 +168,7 @@ def running_cloud(model_path: Path, **flags: object) -> Iterator[RunningCloud]:
     try:
         line = announced.get(timeout=_START_WITHIN_S)
         assert line.startswith("listening on "), (line, log_lines)
-        yield RunningCloud(line.removeprefix("listening on ").strip(), process, log_lines)
+        yield RunningServer(line.removeprefix("listening on ").strip(), process, log_lines)
     finally:
         if process.poll() is None:
             process.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import time
 from importlib.metadata import version
 
@@ -19,14 +20,15 @@ from edge_agent.agent import Agent
 from edge_agent.http.completions import MODES, chat_completions, mode_of
 from edge_agent.http.errors import ApiError, error_response
 from edge_agent.http.live import live_chat
+from edge_agent.http.site import page_routes
 from edge_agent.http.streaming import STALL_TIMEOUT_S
 from shared.errors import DuetError
 
 MAX_BODY_BYTES = 8 * 2**20
 """Of a request: far more than any context holds."""
 
-PUBLIC_PATHS = ("/health",)
-"""Answered without the key."""
+PUBLIC_PATHS = re.compile("/(health|page/.*)?")
+"""Answered without the key; the page asks for it."""
 
 
 def create_app(
@@ -45,6 +47,7 @@ def create_app(
             Route("/v1/models/{model}", show_model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/api/chat", live_chat, methods=["POST"]),
+            *page_routes(),
         ],
         middleware=[Middleware(_Guard, api_key=api_key)],
         exception_handlers=dict.fromkeys(handlers, error_response) | {ClientDisconnect: _nobody},
@@ -98,7 +101,7 @@ class _Guard:
         request = Request(scope)
         given = request.headers.get("authorization", "").encode("latin-1")
         keyed = self._expected is None or hmac.compare_digest(given, self._expected)
-        if not keyed and scope["path"] not in PUBLIC_PATHS:
+        if not keyed and not PUBLIC_PATHS.fullmatch(scope["path"]):
             refusal = ApiError("the API key is missing or wrong", status=401, code="invalid_api_key")
             await error_response(request, refusal)(scope, receive, send)
             return

@@ -31,7 +31,7 @@ from shared.errors import (
 from shared.events import Answer, Notice
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
-from tests.service import RunningCloud, connection, in_process_cloud, loaded_edge, run_duet, running_cloud
+from tests.service import RunningServer, connection, in_process_cloud, loaded_edge, run_duet, running_cloud
 from tests.tiny_pair import TinyPair, write_hybrid_gguf
 
 pytestmark = pytest.mark.engine
@@ -41,7 +41,7 @@ LONG = "word " * 300
 
 
 @pytest.fixture(scope="module")
-def service(tiny_pair: TinyPair) -> Iterator[RunningCloud]:
+def service(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     with running_cloud(tiny_pair.target_gguf, cache_type="f32", context_tokens=CONTEXT_TOKENS) as cloud:
         yield cloud
 
@@ -104,7 +104,7 @@ def test_an_empty_question_on_standard_input(tiny_pair: TinyPair, tmp_path: Path
 
 @pytest.mark.parametrize("mode", ["local", "cloud", "speculate"])
 def test_a_question_longer_than_the_context(
-    tiny_pair: TinyPair, tmp_path: Path, service: RunningCloud, mode: str
+    tiny_pair: TinyPair, tmp_path: Path, service: RunningServer, mode: str
 ) -> None:
     line = refused(
         PromptTooLong,
@@ -153,7 +153,7 @@ def _without_chat_template(source: Path, copy: Path) -> None:
     ],
 )
 def test_an_edge_model_that_cannot_be_used(
-    bad_models: Path, tmp_path: Path, service: RunningCloud, name: str, kind: type[DuetError], word: str
+    bad_models: Path, tmp_path: Path, service: RunningServer, name: str, kind: type[DuetError], word: str
 ) -> None:
     model = ("--model", str(bad_models / name))
     assert word in refused(
@@ -313,7 +313,7 @@ def test_a_context_longer_than_the_model_was_trained_for(
 # The service
 
 
-def test_a_port_in_use(tiny_pair: TinyPair, tmp_path: Path, service: RunningCloud) -> None:
+def test_a_port_in_use(tiny_pair: TinyPair, tmp_path: Path, service: RunningServer) -> None:
     flags = ("--model", str(tiny_pair.target_gguf), "--listen", service.address)
     line = refused(AddressInUse, "serve", *flags, folder=tmp_path, program="duet-cloud")
     assert service.address in line

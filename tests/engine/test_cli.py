@@ -19,7 +19,7 @@ from shared.messages import Message, Open
 from shared.sampling import Sampling
 from tests.service import (
     InProcessCloud,
-    RunningCloud,
+    RunningServer,
     TargetAlone,
     eventually,
     in_process_cloud,
@@ -57,7 +57,7 @@ ANSWER_KEYS = {
 
 
 @pytest.fixture(scope="module")
-def service(tiny_pair: TinyPair) -> Iterator[RunningCloud]:
+def service(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     with running_cloud(tiny_pair.target_gguf, cache_type="f32", context_tokens=512) as cloud:
         yield cloud
 
@@ -89,7 +89,7 @@ class Duet:
 
 
 @pytest.fixture
-def duet(tiny_pair: TinyPair, tmp_path: Path, service: RunningCloud) -> Duet:
+def duet(tiny_pair: TinyPair, tmp_path: Path, service: RunningServer) -> Duet:
     settings = {
         "cloud": service.address,
         "model": str(tiny_pair.draft_gguf),

@@ -18,7 +18,7 @@ from shared.sampling import Sampling
 from tests.engine.test_lossless import random_requests
 from tests.service import (
     InProcessCloud,
-    RunningCloud,
+    RunningServer,
     TargetAlone,
     connection,
     generate,
@@ -149,12 +149,12 @@ async def test_translated_streams_equal_the_clouds_own(other_gguf: Path, service
 
 
 @pytest.fixture(scope="module")
-def running(tiny_pair: TinyPair) -> Iterator[RunningCloud]:
+def running(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     with running_cloud(tiny_pair.target_gguf, cache_type="f32") as cloud:
         yield cloud
 
 
-def test_duet_ask_runs_without_a_model(running: RunningCloud, tmp_path: Path) -> None:
+def test_duet_ask_runs_without_a_model(running: RunningServer, tmp_path: Path) -> None:
     arguments = ("ask", "the river", "--cloud", running.address, "--max-tokens", "32", "--json")
     copied = run_duet(*arguments, "--mode", "speculate", "--drafter", "lookup", folder=tmp_path)
     streamed = run_duet(*arguments, "--mode", "cloud", folder=tmp_path)
@@ -180,7 +180,7 @@ def test_drafters_that_cannot_be_are_one_line(arguments: tuple[str, ...], words:
 
 
 def test_duet_store_adds_lists_and_clears_and_retrieval_uses_it(
-    running: RunningCloud, tiny_pair: TinyPair, tmp_path: Path
+    running: RunningServer, tiny_pair: TinyPair, tmp_path: Path
 ) -> None:
     env = {"DUET_STORE_DIR": str(tmp_path / "store"), "DUET_MODEL": str(tiny_pair.draft_gguf)}
 

@@ -21,7 +21,7 @@ from shared.messages import Message, Open
 from shared.sampling import Sampling
 from tests.service import (
     CONTEXT_TOKENS,
-    RunningCloud,
+    RunningServer,
     TargetAlone,
     clean_environment,
     command,
@@ -46,20 +46,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(tiny_pair: TinyPair) -> Iterator[RunningCloud]:
+def service(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     with running_cloud(tiny_pair.target_gguf, cache_type="f32", context_tokens=512) as cloud:
         yield cloud
 
 
 @pytest.fixture(scope="module")
-def run(home: Path, tiny_pair: TinyPair, service: RunningCloud) -> Path:
+def run(home: Path, tiny_pair: TinyPair, service: RunningServer) -> Path:
     """A routing run of eight questions, made by one process."""
     folder = home / "run"
     asked(home, *routing(tiny_pair, service), "--limit", str(NUM_QUESTIONS), "--out", str(folder))
     return folder
 
 
-def routing(pair: TinyPair, service: RunningCloud) -> tuple[str, ...]:
+def routing(pair: TinyPair, service: RunningServer) -> tuple[str, ...]:
     return (
         *("routing", "--data", "builtin", "--probes", ",".join(PROBES), *SHORT),
         *("--edge", str(pair.draft_gguf), "--cloud", service.address),
@@ -160,7 +160,7 @@ def test_routing_makes_a_row_a_question_with_both_answers_and_every_probe(run: P
 
 
 def test_two_workers_make_the_rows_of_one(
-    home: Path, tiny_pair: TinyPair, service: RunningCloud, run: Path
+    home: Path, tiny_pair: TinyPair, service: RunningServer, run: Path
 ) -> None:
     folder = home / "two-workers"
     arguments = ("--limit", str(NUM_QUESTIONS), "--workers", "2", "--out", str(folder))
@@ -169,7 +169,7 @@ def test_two_workers_make_the_rows_of_one(
 
 
 def test_workers_on_ray_make_the_rows_of_one(
-    home: Path, tiny_pair: TinyPair, service: RunningCloud, run: Path
+    home: Path, tiny_pair: TinyPair, service: RunningServer, run: Path
 ) -> None:
     folder = home / "ray"
     arguments = ("--limit", str(NUM_QUESTIONS), "--workers", "2", "--ray", "--out", str(folder))
@@ -181,7 +181,7 @@ def test_workers_on_ray_make_the_rows_of_one(
 
 
 def test_a_kill_in_the_middle_costs_no_finished_question(
-    home: Path, tiny_pair: TinyPair, service: RunningCloud
+    home: Path, tiny_pair: TinyPair, service: RunningServer
 ) -> None:
     folder = home / "killed"
     arguments = (*routing(tiny_pair, service), "--parallel", "1", "--limit", "40", "--out", str(folder))
@@ -235,7 +235,9 @@ def test_speculation_waits_for_a_cloud_that_goes_away_and_loses_nothing(
     assert all(row["agreement"] == 1.0 for row in rows.values() if row["policy"] == "lossless")
 
 
-def test_an_edge_file_that_changed_is_refused(home: Path, tiny_pair: TinyPair, service: RunningCloud) -> None:
+def test_an_edge_file_that_changed_is_refused(
+    home: Path, tiny_pair: TinyPair, service: RunningServer
+) -> None:
     edge, folder = home / "edge.gguf", home / "edge-changed"
     arguments = (
         "routing",
@@ -315,7 +317,7 @@ def lengths(home: Path, tiny_pair: TinyPair) -> Path:
 
 
 @pytest.fixture(scope="module")
-def speculation(home: Path, tiny_pair: TinyPair, service: RunningCloud) -> Path:
+def speculation(home: Path, tiny_pair: TinyPair, service: RunningServer) -> Path:
     folder = home / "speculation"
     arguments = ("--edge", str(tiny_pair.draft_gguf), "--cloud", service.address, "--limit", "3")
     drafts = ("--draft-tokens", "2", "--draft-tokens", "4", "--fallback", "0", "--fallback", "0.3")

@@ -24,7 +24,7 @@ from shared.sampling import Sampling
 from shared.vocab import TokenKind
 from tests.service import (
     CONTEXT_TOKENS,
-    RunningCloud,
+    RunningServer,
     TargetAlone,
     connection,
     eventually,
@@ -61,13 +61,13 @@ def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
 
 
 @pytest.fixture(scope="module")
-def service(tiny_pair: TinyPair) -> Iterator[RunningCloud]:
+def service(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     with running_cloud(tiny_pair.target_gguf, cache_type="f32", context_tokens=CONTEXT_TOKENS) as cloud:
         yield cloud
 
 
 @pytest.fixture(scope="module")
-def channel(service: RunningCloud) -> Iterator[grpc.Channel]:
+def channel(service: RunningServer) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(service.address) as channel:
         yield channel
 
@@ -314,13 +314,13 @@ def test_the_service_lives_on_after_refusals(
 # Leaving
 
 
-async def serving_status(cloud: RunningCloud) -> int:
+async def serving_status(cloud: RunningServer) -> int:
     async with grpc.aio.insecure_channel(cloud.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         return int((await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))).status)
 
 
-async def until_draining(cloud: RunningCloud) -> None:
+async def until_draining(cloud: RunningServer) -> None:
     deadline = time.monotonic() + 10
     while await serving_status(cloud) != STATUS.NOT_SERVING:
         assert time.monotonic() < deadline, "the service did not begin to drain"
@@ -351,7 +351,7 @@ async def test_a_service_that_is_told_to_leave_lets_running_streams_finish(
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)], ids=["greedy", "sampled"])
 async def test_a_stream_that_is_handed_back_goes_on_elsewhere_with_the_same_text(
-    tiny_pair: TinyPair, alone: TargetAlone, service: RunningCloud, sampling: Sampling
+    tiny_pair: TinyPair, alone: TargetAlone, service: RunningServer, sampling: Sampling
 ) -> None:
     whole = request(sampling=sampling, seed=7)
     with running_cloud(tiny_pair.target_gguf, cache_type="f32", drain_s=0) as leaving:

@@ -9,7 +9,7 @@ import pytest
 
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET
 from shared.models import Registry, resolve
-from tests.service import RunningCloud, running_cloud
+from tests.service import RunningServer, running_cloud
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def target_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_cloud(target_path) -> Iterator[RunningCloud]:
+def real_cloud(target_path) -> Iterator[RunningServer]:
     """`duet-cloud serve` with the default target, in a process of its own."""
     with running_cloud(target_path, threads=2, context_tokens=1024, slots=4) as cloud:
         yield cloud

@@ -22,7 +22,7 @@ from shared.llama import LlamaModel
 from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling
 from shared.vocab import ids_to_mask
-from tests.service import RunningCloud, connection, generate, run_duet, running_cloud
+from tests.service import RunningServer, connection, generate, run_duet, running_cloud
 from tests.tiny_pair import PADDED_VOCAB_SIZE, TinyPair, write_tiny_model
 
 pytestmark = pytest.mark.vllm
@@ -114,14 +114,14 @@ def test_a_context_that_does_not_fit_the_cache_is_refused_with_what_to_change(ti
 
 
 @pytest.fixture(scope="module")
-def service(tiny_pair: TinyPair) -> Iterator[RunningCloud]:
+def service(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     options = {"engine.dtype": "float32", "engine.max_model_len": 512}
     with running_cloud(tiny_pair.target_hf, target="vllm", **options) as cloud:
         yield cloud
 
 
 def test_duet_asks_a_vllm_service_in_both_modes(
-    service: RunningCloud, tiny_pair: TinyPair, tmp_path: Path
+    service: RunningServer, tiny_pair: TinyPair, tmp_path: Path
 ) -> None:
     texts = []
     for mode in ("cloud", "speculate"):
@@ -160,7 +160,7 @@ class HealthWatch:
         self._thread.join()
 
 
-async def test_a_dead_engine_ends_streams_health_and_the_process(service: RunningCloud) -> None:
+async def test_a_dead_engine_ends_streams_health_and_the_process(service: RunningServer) -> None:
     health = HealthWatch(service.address)
     assert health.statuses.get(timeout=10) == STATUS.SERVING
     request = Open(prompt=(Message("user", QUESTION),), sampling=Sampling(), seed=0, max_tokens=480)
@@ -174,13 +174,13 @@ async def test_a_dead_engine_ends_streams_health_and_the_process(service: Runnin
     assert any("engine has died" in line for line in service.log_lines)
 
 
-async def generate_on_a_dying_engine(cloud: Cloud, request: Open, service: RunningCloud) -> None:
+async def generate_on_a_dying_engine(cloud: Cloud, request: Open, service: RunningServer) -> None:
     async for message in cloud.generate(request, Meter()):
         if isinstance(message, Tokens):
             kill_engine(service)
 
 
-def kill_engine(service: RunningCloud) -> None:
+def kill_engine(service: RunningServer) -> None:
     for child in psutil.Process(service.process.pid).children(recursive=True):
         if "resource_tracker" not in " ".join(child.cmdline()):
             child.kill()
