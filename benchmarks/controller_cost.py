@@ -82,7 +82,7 @@ def microseconds(one: Callable[[int], None]) -> Summary:
 
 def main() -> None:
     answers = json.loads(RECORDING.read_text(encoding="utf-8"))["answers"]
-    controller = SpeedController(max_draft_tokens=32)
+    controller = SpeedController()
     for answer in answers[:5]:  # a controller that has something to predict from
         run_auto(World(5e-3, 0.025, 0.05, lambda _: 0.031), [bool(same) for same, _ in answer], controller)
     parts = {

@@ -125,7 +125,7 @@ def auto(world: World, answers: Answers) -> Result:
     outcomes = []
     for seed in range(ORDERS):
         shuffled = random.Random(seed).sample(answers, len(answers))
-        controller = SpeedController(max_draft_tokens=DRAFT_LENGTHS[-1])
+        controller = SpeedController()
         run_auto(world, (list(shuffled[0]) * WARM_UP_TOKENS)[:WARM_UP_TOKENS], controller)
         outcomes.append(Result([run_auto(world, each, controller) for each in shuffled]).total)
     return Result(outcomes)

@@ -16,7 +16,7 @@ from itertools import count
 
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
-from shared.controller import Plan, SpeedController, Way
+from shared.controller import EVERY_WAY, Choices, Plan, SpeedController, Way
 from shared.messages import Draft, Opened, Timings, Tokens, Verdict
 from shared.sampling import Sampling
 from shared.session import CloudSession, EdgeSession, EdgeState
@@ -230,9 +230,11 @@ def run_fixed(world: World, agrees: Sequence[bool], plan: Plan) -> Outcome:
     return _Answer(world, agrees, lambda: plan, None).run()
 
 
-def run_auto(world: World, agrees: Sequence[bool], controller: SpeedController) -> Outcome:
+def run_auto(
+    world: World, agrees: Sequence[bool], controller: SpeedController, choices: Choices = EVERY_WAY
+) -> Outcome:
     """One answer as the controller says."""
-    controller.begin_stream()
+    controller.begin_stream(choices=choices)
     return _Answer(world, agrees, controller.plan, controller).run()
 
 

@@ -15,16 +15,18 @@ from edge_agent.auto import auto
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.store import default_store_dir
 from edge_agent.edge_model import EdgeModel
+from edge_agent.fastest import fastest
 from edge_agent.remote import Cloud, Meter
 from edge_agent.routing.privacy import PrivacyRule
 from edge_agent.routing.router import Router
-from edge_agent.speculation import speculate
+from edge_agent.speeds import Speeds
 from edge_agent.steps import Decided, Drafted, Prompted, Step
 from shared.config import EdgeConfig, for_request
+from shared.controller import Chosen, Way
 from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong
 from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token, Waiting
 from shared.messages import FinishReason, Message, Open, Policy
-from shared.routing import Decision
+from shared.routing import Decision, Route
 from shared.sampling import Sampling
 from shared.session import Origin
 from shared.text import TextStream
@@ -46,6 +48,7 @@ class _Tally:
     mode: str = ""
     decision: Decision | None = None
     meter: Meter = field(default_factory=Meter)
+    ways: list[Chosen] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
 
@@ -57,6 +60,12 @@ class _Tally:
             self.prompt_tokens = step.num_prompt_tokens
             self.cloud_model = step.cloud_model
             self.policy = step.policy
+        elif isinstance(step, Chosen):
+            self.ways.append(step)
+            if self.decision is not None:
+                drafts = any(each.plan.way is not Way.CLOUD for each in self.ways)
+                self.decision = replace(self.decision, route=Route.SPECULATE if drafts else Route.CLOUD)
+                self.mode = self.decision.route.value
         elif isinstance(step, Round):
             self.num_rounds += 1
             self.num_drafted += step.num_drafted
@@ -93,13 +102,16 @@ class Agent:
         edge: EdgeModel | None,
         cloud: Cloud | None,
         router: Router | None = None,
+        speeds: Speeds | None = None,
     ) -> None:
         """
         Args:
             edge: needed for all modes but `cloud`, and `speculate` with no model among the drafters.
             cloud: needed for all modes but `local`.
             router: needed for mode `auto`.
+            speeds: what was measured before; unset, nothing was.
         """
+        self._speeds = speeds or Speeds()
         self._router = router
         self._privacy = PrivacyRule(config.private_patterns, detect=config.detect_private)
         self._config = config
@@ -256,8 +268,15 @@ class Agent:
         if config.mode == "cloud":
             return modes.cloud(self._cloud, request, meter)
         if config.mode == "speculate":
-            return speculate(
-                call.drafters, self._cloud, request, config.pace, meter, show_drafts=call.provisional
+            return fastest(
+                call.drafters,
+                self._cloud,
+                request,
+                config,
+                self._speeds,
+                meter,
+                may_stream=False,
+                show_drafts=call.provisional,
             )
         assert edge is not None
         assert self._router is not None
@@ -268,6 +287,7 @@ class Agent:
             self._router,
             request,
             config,
+            self._speeds,
             meter,
             call.private,
             show_drafts=call.provisional,
@@ -296,6 +316,7 @@ class Agent:
             cloud_model=tally.cloud_model,
             tokens=tuple(tally.tokens),
             decision=tally.decision,
+            speed=self._speeds.report(tally.ways) if tally.ways else None,
         )
 
 

@@ -18,9 +18,10 @@ from edge_agent import modes
 from edge_agent.drafting.base import Proposal, Source
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
+from edge_agent.fastest import fastest
 from edge_agent.remote import Cloud, Meter
 from edge_agent.routing.router import Router, moved_by_doubt
-from edge_agent.speculation import speculate
+from edge_agent.speeds import Speeds
 from edge_agent.steps import Decided, Drafted, Step
 from shared.config import EdgeConfig
 from shared.errors import CloudError, VocabularyMismatch
@@ -36,6 +37,7 @@ async def auto(
     router: Router,
     request: Open,
     config: EdgeConfig,
+    speeds: Speeds,
     meter: Meter,
     private: str | None,
     *,
@@ -56,10 +58,12 @@ async def auto(
         yield Notice(f"answered by the edge model alone: {routing.link.detail}")
     if decision.route is not Route.LOCAL:
         steps = with_fallbacks(
-            edge, drafters, remote, request, config, meter, decision, show_drafts=show_drafts
+            edge, drafters, remote, request, config, speeds, meter, decision, show_drafts=show_drafts
         )
     elif private is None and routing.link.up and config.doubt_threshold > 0 and edge.can_draft:
-        steps = watched(edge, drafters, remote, request, config, meter, decision, show_drafts=show_drafts)
+        steps = watched(
+            edge, drafters, remote, request, config, speeds, meter, decision, show_drafts=show_drafts
+        )
     else:
         steps = modes.local(edge, request)
     async with aclosing(steps):
@@ -73,6 +77,7 @@ async def with_fallbacks(
     remote: Cloud,
     request: Open,
     config: EdgeConfig,
+    speeds: Speeds,
     meter: Meter,
     decision: Decision,
     *,
@@ -80,13 +85,8 @@ async def with_fallbacks(
 ) -> AsyncGenerator[Step, None]:
     """The target's answer; what cannot even begin is replaced by the next best, with a notice."""
     attempts = {
-        Route.SPECULATE: lambda: speculate(
-            drafters,
-            remote,
-            request,
-            config.pace,
-            meter,
-            show_drafts=show_drafts,
+        Route.SPECULATE: lambda: fastest(
+            drafters, remote, request, config, speeds, meter, may_stream=True, show_drafts=show_drafts
         ),
         Route.CLOUD: lambda: modes.cloud(remote, request, meter),
         Route.LOCAL: lambda: modes.local(edge, request),
@@ -114,6 +114,7 @@ async def watched(
     remote: Cloud,
     request: Open,
     config: EdgeConfig,
+    speeds: Speeds,
     meter: Meter,
     decision: Decision,
     *,
@@ -143,13 +144,15 @@ async def watched(
                 watch = None
                 resumed = replace(request, committed=tuple(shown))
                 drafted = [Proposal(token.id, _prob(token), Source.MODEL) for token in held]
-                stream = speculate(
+                stream = fastest(
                     drafters,
                     remote,
                     resumed,
-                    config.pace,
+                    config,
+                    speeds,
                     meter,
                     drafted,
+                    may_stream=True,
                     show_drafts=show_drafts,
                 )
                 async with aclosing(stream):

@@ -18,7 +18,7 @@ from rich.table import Table
 from edge_agent.evaluation.cli import app as eval_app
 from edge_agent.models_cli import app as models_app
 from edge_agent.opening import model_sha256_of, open_agent, open_parts, open_router
-from edge_agent.show import OriginWriter, PlainWriter, answer_fields, print_bench, print_decision
+from edge_agent.show import OriginWriter, PlainWriter, answer_fields, explanation, print_bench, print_decision
 from edge_agent.store_cli import app as store_app
 from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
@@ -81,6 +81,9 @@ def ask(
     ] = None,
     private: Annotated[bool | None, typer.Option("--private", help=_help("private"))] = None,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour text by who made it.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say on standard error why the answer was made so.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with figures.")] = False,
 ) -> None:
     """Answer a question.
@@ -92,7 +95,7 @@ def ask(
     settings, _ = _load(flags, config)
     if question is None:
         question = _read_stdin()
-    asyncio.run(_ask(question, settings, show_origin=show_origin, as_json=as_json))
+    asyncio.run(_ask(question, settings, show_origin=show_origin, explain=explain, as_json=as_json))
 
 
 @app.command()
@@ -285,7 +288,9 @@ def _read_stdin() -> str:
     return raw.decode("utf-8", "replace")
 
 
-async def _ask(question: str, settings: EdgeConfig, *, show_origin: bool, as_json: bool) -> None:
+async def _ask(
+    question: str, settings: EdgeConfig, *, show_origin: bool, explain: bool, as_json: bool
+) -> None:
     writer = OriginWriter() if show_origin else PlainWriter()
     async with open_agent(settings) as agent, aclosing(agent.ask(question)) as events:
         async for event in events:
@@ -298,6 +303,9 @@ async def _ask(question: str, settings: EdgeConfig, *, show_origin: bool, as_jso
                     typer.echo(json.dumps(answer_fields(event), ensure_ascii=False))
                 else:
                     writer.finish(event)
+                if explain:
+                    for line in explanation(event):
+                        typer.echo(f"duet: {line}", err=True)
 
 
 def main() -> None:

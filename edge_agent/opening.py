@@ -64,6 +64,7 @@ async def open_parts(
 async def open_agent(settings: EdgeConfig, *, num_slots: int = 1) -> AsyncIterator[Agent]:
     """See `open_parts`."""
     from edge_agent.agent import Agent
+    from edge_agent.speeds import Speeds, speeds_file
 
     async with open_parts(settings, num_slots=num_slots) as (edge, cloud):
         router = None
@@ -71,7 +72,7 @@ async def open_agent(settings: EdgeConfig, *, num_slots: int = 1) -> AsyncIterat
             assert edge is not None
             assert cloud is not None
             router = _router(edge, cloud, settings, every=False)
-        yield Agent(settings, edge=edge, cloud=cloud, router=router)
+        yield Agent(settings, edge=edge, cloud=cloud, router=router, speeds=Speeds(speeds_file(settings)))
 
 
 @asynccontextmanager

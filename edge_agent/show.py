@@ -69,6 +69,7 @@ def answer_fields(answer: Answer) -> dict[str, Any]:
     """For JSON; tokens as {id, text, origin, source}, their text as far as it is whole characters."""
     fields = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
     fields["decision"] = None if answer.decision is None else dataclasses.asdict(answer.decision)
+    fields["speed"] = None if answer.speed is None else dataclasses.asdict(answer.speed)
     fields["finish_reason"] = answer.finish_reason.value
     fields["tokens"] = [
         {
@@ -80,6 +81,19 @@ def answer_fields(answer: Answer) -> dict[str, Any]:
         for t in answer.tokens
     ]
     return fields
+
+
+def explanation(answer: Answer) -> list[str]:
+    """Why an answer was made as it was: the route, the ways one after the other, and what was measured."""
+    lines = []
+    if answer.decision is not None:
+        lines += [f"route {answer.decision.route.value}, because {why}" for why in answer.decision.reasons]
+    if answer.speed is not None:
+        lines += [
+            f"from token {each.position} on: {each.plan} ({each.plan.why})" for each in answer.speed.ways
+        ]
+        lines += answer.speed.explanation
+    return lines or [f"mode {answer.mode} was asked for"]
 
 
 def print_decision(decision: Decision) -> None:

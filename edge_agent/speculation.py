@@ -8,6 +8,7 @@ follows the text that it is given, whatever happened to the one before.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import takewhile
@@ -15,6 +16,7 @@ from typing import Any
 
 from edge_agent.drafting.base import Proposal
 from edge_agent.drafting.drafters import Drafters, StreamDrafter
+from edge_agent.pacing import Pacing
 from edge_agent.remote import Cloud, Meter, SpeculateStream
 from edge_agent.steps import Drafted, Prompted, Step
 from shared.draft_ahead import DraftAhead, Pace, Wanted
@@ -28,13 +30,15 @@ async def speculate(
     drafters: Drafters,
     remote: Cloud,
     request: Open,
-    pace: Pace,
+    pacing: Pacing,
     meter: Meter,
     drafted: Sequence[Proposal] = (),
     *,
     show_drafts: bool = False,
 ) -> AsyncGenerator[Step, None]:
     """The edge drafts, the target verifies; under policy `lossless` the text is the target's own.
+
+    Ends without a reason where the pacing leaves for the cloud's own stream.
 
     Args:
         drafted: what the edge made already, after the committed tokens: the first drafts.
@@ -44,8 +48,10 @@ async def speculate(
     """
     session = EdgeSession(request.committed)
     session.send_open()
+    began = time.monotonic()
     async with remote.speculate(request, meter) as stream:
         opened = stream.opened
+        pacing.opened(opened, time.monotonic() - began)
         session.receive_opened(opened)
         drafting = await drafters.for_stream(remote, request, opened)
         if drafted and drafting.translated:
@@ -57,13 +63,13 @@ async def speculate(
             yield Notice(
                 f"the cloud does not verify by policy {request.policy.value}: it is {opened.policy.value} now"
             )
+        if (pace := pacing.pace) is None:
+            return
         ahead = DraftAhead(session, opened, pace)
         ahead.begin_with(list(takewhile(lambda p: p.token_id not in drafting.masked_ids, drafted)))
         if show_drafts and drafted:
             yield _unverified(ahead, drafting)
-        # A translated draft is made as a whole: token by token, the edge would write each word's end twice.
-        step_tokens = 1 if pace.proactive and not drafting.translated else pace.max_draft_tokens
-        exchange = _exchange(stream, session, ahead, drafting, request, step_tokens)
+        exchange = _exchange(stream, session, ahead, drafting, request, pacing)
         async with aclosing(exchange) as messages:
             async for message in messages:
                 if message is None:
@@ -94,18 +100,27 @@ async def _exchange(
     ahead: DraftAhead,
     drafting: StreamDrafter,
     request: Open,
-    step_tokens: int,
+    pacing: Pacing,
 ) -> AsyncGenerator[Verdict | Finished | None, None]:
-    """Draft and send as `ahead` says, and give what the cloud answers; None says that the drafts grew."""
+    """Draft and send as `ahead` says while the pacing drafts at all, and give what the cloud answers.
+
+    None says that the drafts grew.
+    """
     receiving: asyncio.Task[Verdict | Finished] | None = None
     proposing: asyncio.Task[list[Proposal]] | None = None
     wanted: Wanted | None = None
+    began = 0.0
     try:
-        while True:
-            while (draft := ahead.next_draft()) is not None:
+        while (pace := pacing.pace) is not None or session.state is EdgeState.FINISHING:
+            ahead.pace = pace or ahead.pace
+            alone = not session.num_in_flight
+            if (draft := ahead.next_draft()) is not None:
                 await stream.send(draft)
-            if proposing is None and (wanted := ahead.wanted(step_tokens)) is not None:
+                pacing.sent(alone=alone)
+                continue
+            if proposing is None and (wanted := ahead.wanted(_step(ahead.pace, drafting))) is not None:
                 proposing = asyncio.create_task(_propose(drafting, wanted, request, stream.opened))
+                began = time.monotonic()
             owed = session.num_in_flight or session.state in (EdgeState.WAITING, EdgeState.FINISHING)
             if receiving is None and owed:
                 receiving = asyncio.create_task(stream.receive())
@@ -113,15 +128,25 @@ async def _exchange(
             await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             if proposing is not None and proposing.done():
                 assert wanted is not None
-                ahead.add(wanted, proposing.result())
+                proposals = proposing.result()
+                pacing.drafted(len(proposals), time.monotonic() - began)
+                ahead.add(wanted, proposals)
                 proposing = None
                 yield None
             if receiving is not None and receiving.done():
                 message = receiving.result()
                 receiving = None
+                if isinstance(message, Verdict):
+                    pacing.judged(message)
                 yield message
     finally:
         await _end(receiving, proposing)
+
+
+def _step(pace: Pace, drafting: StreamDrafter) -> int:
+    """Tokens to propose at once: one where a verdict should be noticed between any two."""
+    # A translated draft is made as a whole: token by token, the edge would write each word's end twice.
+    return 1 if pace.proactive and not drafting.translated else pace.max_draft_tokens
 
 
 async def _propose(drafting: StreamDrafter, wanted: Wanted, request: Open, opened: Opened) -> list[Proposal]:

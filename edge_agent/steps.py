@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.controller import Chosen
 from shared.events import Notice, Round, Token
 from shared.messages import FinishReason, Opened, Policy
 from shared.routing import Decision
@@ -35,4 +36,4 @@ class Decided:
     decision: Decision
 
 
-Step = Prompted | Round | Token | Drafted | FinishReason | Decided | Notice
+Step = Prompted | Round | Token | Drafted | FinishReason | Decided | Chosen | Notice

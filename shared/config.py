@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from shared.addresses import is_loopback
+from shared.controller import DRAFT_LENGTHS, DRAFTING, Choices, Way
 from shared.draft_ahead import Pace
 from shared.errors import InvalidRequest, InvalidSetting, UnknownSetting
 from shared.messages import Policy
@@ -32,6 +33,8 @@ DEFAULT_ADDRESS = "127.0.0.1:50151"
 DEFAULT_DRAFT = "qwen2.5-coder-0.5b"
 DEFAULT_TARGET = "qwen2.5-coder-1.5b"
 DEFAULT_DEAD_LINK_S = 10.0
+USUAL_DRAFT_TOKENS = 4
+USUAL_IN_FLIGHT_TOKENS = 32
 
 
 def _check_address(value: str) -> str:
@@ -112,12 +115,12 @@ class EdgeConfig(_Settings):
     """Seed of the noise; unset draws one."""
     stop: Annotated[tuple[StopText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """The answer ends before any of these texts."""
-    max_draft_tokens: int = Field(4, ge=1, le=MAX_ROUND_TOKENS)
-    """Tokens per draft."""
-    proactive: bool = True
-    """Draft on while verdicts travel; otherwise each draft waits for the verdict on the one before."""
-    max_in_flight_tokens: int = Field(32, ge=1, le=256)
-    """Proactive: draft tokens that may be sent and not yet verified."""
+    max_draft_tokens: int | None = Field(None, ge=1, le=MAX_ROUND_TOKENS)
+    """Tokens per draft; unset, what is fastest by the speeds measured."""
+    proactive: bool | None = None
+    """Draft on while verdicts travel, or let each draft wait for the verdict before; unset, the faster."""
+    max_in_flight_tokens: int | None = Field(None, ge=1, le=256)
+    """Proactive: draft tokens that may be sent and not yet verified; unset, by the speeds measured."""
     acceptance_threshold: float = Field(0.0, ge=0.0, le=1.0)
     """A draft ends where all that is unverified would stand with less probability than this; 0 never."""
     policy: Policy = Policy.LOSSLESS
@@ -155,8 +158,8 @@ class EdgeConfig(_Settings):
     """File made by `duet calibrate`; unset takes your own for the model, else the shipped one."""
     routing_templates: str | None = None
     """Folder of probe prompts that replace the shipped ones of the same name."""
-    slow_rtt_ms: float = Field(150.0, gt=0.0)
-    """In auto, a link with a longer round trip gets the cloud's own stream, not speculation."""
+    slow_rtt_ms: float | None = Field(None, gt=0.0)
+    """In auto, a link with a longer round trip gets the cloud's own stream; unset, measured speeds decide."""
     cloud_price: float = Field(0.0, ge=0.0, allow_inf_nan=False)
     """Price of 1,000 completion tokens of the cloud."""
     max_price: float | None = Field(None, ge=0.0, allow_inf_nan=False)
@@ -226,12 +229,32 @@ class EdgeConfig(_Settings):
 
     @property
     def pace(self) -> Pace:
-        """How speculation drafts."""
+        """How speculation drafts where nothing is measured."""
+        window = self.max_in_flight_tokens or USUAL_IN_FLIGHT_TOKENS
         return Pace(
-            max_draft_tokens=self.max_draft_tokens,
-            max_in_flight_tokens=self.max_in_flight_tokens if self.proactive else None,
+            max_draft_tokens=self.max_draft_tokens or USUAL_DRAFT_TOKENS,
+            max_in_flight_tokens=None if self.proactive is False else window,
             fallback_threshold=self.fallback_threshold,
             acceptance_threshold=self.acceptance_threshold,
+        )
+
+    def choices(self, *, stream: bool, fixed: bool = False) -> Choices:
+        """What the speed controller may choose from: all that is not set here.
+
+        Args:
+            stream: the cloud's own stream, too.
+            fixed: leave it no choice of pace.
+        """
+        pace = self.pace
+        lengths = (pace.max_draft_tokens,) if self.max_draft_tokens or fixed else DRAFT_LENGTHS
+        ways = {Way.PROACTIVE if pace.proactive else Way.STOP_AND_WAIT}
+        if self.proactive is None and not fixed:
+            ways = set(DRAFTING)
+        window = pace.max_in_flight_tokens if self.max_in_flight_tokens or fixed else None
+        return Choices(
+            ways=frozenset({*ways, Way.CLOUD} if stream else ways),
+            draft_lengths=lengths,
+            window_tokens=window,
         )
 
 

@@ -6,13 +6,14 @@ controller measures what each costs here and now, predicts tokens per second of 
 takes the best, and says why. It never chooses `local`, which is another model's answer.
 
 No clock and no I/O: durations are passed in, each `observe_...` says which. One controller serves one
-edge model, link and target, over as many streams as there are; what it learned stays. The link's bandwidth
-has no term of its own: messages are tens of bytes, and their time is within the round trip as measured.
+edge model, link and target, over one stream after the other; what it learned stays, and `state` is all of
+it. `Choices` says what it may choose from: what the user set is not chosen.
 
 - *Times* are weighted medians of recent observations: an outlier moves nothing, a lasting change wins
   within five.
 - *The target's speed* is one scale times a learned shape (a pass over K tokens; a token of the stream), so
   that a target that slows down is noticed in every way at once.
+- *The link* is a round trip, and a time per byte that is seen where a long prompt travels.
 - *Acceptance* is a chance of rejection by position since the last rollback, each position leaning on the one
   before it; a window of recent tokens that cannot come from it makes the controller forget.
 - *Probes* of another way happen at the start of a stream only, where changing is cheapest, and
@@ -24,9 +25,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.speed import MAX_RUN, Runs, proactive_rate, stop_and_wait_rate
 
@@ -47,12 +51,61 @@ USUAL_TOKENS = 64
 """Of an answer, before any was seen."""
 PLAN_EVERY = 4
 """Observations between two predictions; in between the plan stands."""
+LONG_BYTES = 2_000
+"""Messages from so many on tell how long a byte takes."""
+_BYTES_PER_DRAFT_TOKEN = 3
 
 
 class Way(str, Enum):
     CLOUD = "cloud"
     STOP_AND_WAIT = "stop_and_wait"
     PROACTIVE = "proactive"
+
+
+DRAFTING = frozenset({Way.STOP_AND_WAIT, Way.PROACTIVE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What may be chosen from; settings of the user narrow it."""
+
+    ways: frozenset[Way] = frozenset(Way)
+    draft_lengths: tuple[int, ...] = DRAFT_LENGTHS
+    """Ascending."""
+    window_tokens: int | None = None
+    """The only window of proactive speculation; None leaves it open."""
+
+    def __post_init__(self) -> None:
+        if not self.ways or not self.draft_lengths or self.draft_lengths[0] < 1:
+            raise ValueError("nothing is left to choose from")
+        if self.window_tokens is not None and self.window_tokens < 1:
+            raise ValueError(f"a window must hold 1 token or more, got {self.window_tokens}")
+
+    def up_to(self, max_draft_tokens: int) -> Choices:
+        """The same for a cloud that takes no longer drafts."""
+        lengths = tuple(g for g in self.draft_lengths if g <= max_draft_tokens) or (max_draft_tokens,)
+        return replace(self, draft_lengths=lengths)
+
+    def without_stream(self) -> Choices:
+        return replace(self, ways=self.ways & DRAFTING)
+
+    @property
+    def only(self) -> tuple[Way, int, int] | None:
+        """Way, draft length and window where there is no choice."""
+        if len(self.ways) > 1:
+            return None
+        [way] = self.ways
+        if way is Way.CLOUD:
+            return way, 0, 0
+        if len(self.draft_lengths) > 1:
+            return None
+        [length] = self.draft_lengths
+        if way is Way.STOP_AND_WAIT:
+            return way, length, length
+        return None if self.window_tokens is None else (way, length, self.window_tokens)
+
+
+EVERY_WAY = Choices()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +120,18 @@ class Plan:
     tokens_per_s: float | None
     """Predicted; None while too little was seen."""
     why: str
-    """`warm-up`, `probe`, `best` or `kept` (not enough better to change)."""
+    """`warm-up`, `probe`, `best`, `kept` (another is not enough better to change) or `set` (by the user)."""
+
+    def __str__(self) -> str:
+        return _in_words(self.way, self.num_draft_tokens, self.window_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A plan, and the position of the completion from which it held."""
+
+    plan: Plan
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +143,52 @@ class Forecast:
     window_tokens: int
     tokens_per_s: float
 
+    def __str__(self) -> str:
+        return _in_words(self.way, self.num_draft_tokens, self.window_tokens)
+
+
+def _in_words(way: Way, num_draft_tokens: int, window_tokens: int) -> str:
+    if way is Way.CLOUD:
+        return "the cloud's own stream"
+    if way is Way.STOP_AND_WAIT:
+        return f"stop-and-wait with drafts of {num_draft_tokens}"
+    return f"proactive speculation with drafts of {num_draft_tokens}, {window_tokens} in flight"
+
+
+_Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0)]
+_POSITION_BINS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, MAX_RUN)
+"""Positions of a run up to each share what is seen at them."""
+_Weights = Annotated[tuple[_Weight, ...], Field(min_length=11, max_length=11)]
+
+
+class SpeedState(BaseModel):
+    """All that a controller has learned, to be kept between processes. Numbers only, no text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    draft_s: tuple[_Seconds, ...] = ()
+    round_trip_s: tuple[_Seconds, ...] = ()
+    byte_s: tuple[_Seconds, ...] = ()
+    scale_s: tuple[_Seconds, ...] = ()
+    shape: dict[_Count, _Weight] = {}
+    shape_seen: dict[_Count, _Count] = {}
+    stream: _Weight | None = None
+    stream_seen: _Count = 0
+    trials: _Weights = (0.0,) * len(_POSITION_BINS)
+    rejections: _Weights = (0.0,) * len(_POSITION_BINS)
+    ends: _Weights = (0.0,) * len(_POSITION_BINS)
+    answer_tokens: tuple[_Weight, ...] = ()
+    elapsed_s: _Seconds = 0.0
+    probed_s: _Seconds = 0.0
+    num_tokens: _Count = 0
+    num_probed: _Count = 0
+    num_warm_up_rounds: _Count = 0
+
+
+NOTHING_LEARNED = SpeedState()
+
 
 class Recent:
     """A median of what was seen lately, the newest weighing most: half of the weight is on five values."""
@@ -86,12 +196,25 @@ class Recent:
     _KEEP = 0.87
     _SIZE = 16
 
-    def __init__(self) -> None:
-        self._values: deque[float] = deque(maxlen=self._SIZE)
+    def __init__(self, values: Sequence[float] = ()) -> None:
+        """
+        Args:
+            values: newest first.
+        """
+        self._values: deque[float] = deque(values, maxlen=self._SIZE)
         self.value: float | None = None
+        self._find()
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Newest first."""
+        return tuple(self._values)
 
     def add(self, value: float) -> None:
         self._values.appendleft(value)
+        self._find()
+
+    def _find(self) -> None:
         weight, weighted, total = 1.0, [], 0.0
         for each in self._values:
             weighted.append((each, weight))
@@ -115,12 +238,21 @@ class TargetSpeed:
 
     _TO_LEARN = 2
 
-    def __init__(self) -> None:
-        self._scale = Recent()
-        self._shape: dict[int, float] = {}
-        self._seen: dict[int, int] = {}
-        self._stream: float | None = None
-        self._stream_seen = 0
+    def __init__(self, state: SpeedState = NOTHING_LEARNED) -> None:
+        self._scale = Recent(state.scale_s)
+        self._shape = dict(state.shape)
+        self._seen = dict(state.shape_seen)
+        self._stream = state.stream
+        self._stream_seen = state.stream_seen
+
+    def state(self) -> dict[str, object]:
+        return {
+            "scale_s": self._scale.values,
+            "shape": dict(self._shape),
+            "shape_seen": dict(self._seen),
+            "stream": self._stream,
+            "stream_seen": self._stream_seen,
+        }
 
     def observe_pass(self, num_tokens: int, seconds: float) -> None:
         if self._scale.value is None:
@@ -155,8 +287,9 @@ class TargetSpeed:
         return self._scale.value
 
     @property
-    def knows_passes(self) -> bool:
-        return len(self._shape) > 1
+    def num_lengths(self) -> int:
+        """How many draft lengths' passes were seen."""
+        return len(self._shape)
 
     @property
     def stream(self) -> float | None:
@@ -188,17 +321,22 @@ class Acceptance:
     _WINDOW = 24
     _SURPRISE = 5.0
     """Standard deviations."""
-    _BINS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, MAX_RUN)
-    """Positions up to each share what is seen at them."""
 
-    def __init__(self) -> None:
-        self._trials = [0.0] * len(self._BINS)
-        self._rejections = [0.0] * len(self._BINS)
-        self._ends = [0.0] * len(self._BINS)
+    def __init__(self, state: SpeedState = NOTHING_LEARNED) -> None:
+        self._trials = list(state.trials)
+        self._rejections = list(state.rejections)
+        self._ends = list(state.ends)
         self._lately: deque[tuple[bool, float]] = deque(maxlen=self._WINDOW)
         self._at = {0: 1.0}
         """Position -> how probable it is: a bonus token hides whether the drafter was right there."""
         self._runs: Runs | None = None
+
+    def state(self) -> dict[str, object]:
+        return {
+            "trials": tuple(self._trials),
+            "rejections": tuple(self._rejections),
+            "ends": tuple(self._ends),
+        }
 
     def begin(self) -> None:
         """A stream begins; the one before ended where it stood."""
@@ -217,7 +355,7 @@ class Acceptance:
     def observe(self, accepted: bool) -> None:
         hazards = self._hazards(self._rejections)
         for counts in (self._trials, self._rejections, self._ends):
-            for i in range(len(self._BINS)):
+            for i in range(len(_POSITION_BINS)):
                 counts[i] *= self._KEEP
         expected = 0.0
         stands = {}
@@ -248,7 +386,7 @@ class Acceptance:
         return self._runs
 
     def _bin(self, position: int) -> int:
-        return min(bisect_left(self._BINS, position + 1), len(self._BINS) - 1)
+        return min(bisect_left(_POSITION_BINS, position + 1), len(_POSITION_BINS) - 1)
 
     def _hazards(self, events: Sequence[float]) -> list[float]:
         """Chance of an event at a position of each bin; positions seldom reached lean on the one before."""
@@ -270,7 +408,7 @@ class Acceptance:
         """Keep of the past only what the last few tokens say."""
         rejected = sum(not accepted for accepted, _ in self._lately)
         share = rejected / len(self._lately)
-        for i in range(len(self._BINS)):
+        for i in range(len(_POSITION_BINS)):
             self._trials[i] *= 0.05
             self._rejections[i] *= 0.05
             self._ends[i] *= 0.05
@@ -282,52 +420,97 @@ class Acceptance:
 class SpeedController:
     """Measures, predicts, chooses, explains."""
 
-    def __init__(self, *, max_draft_tokens: int, margin: float = 0.01) -> None:
+    def __init__(self, state: SpeedState = NOTHING_LEARNED, *, margin: float = 0.01) -> None:
         """
         Args:
-            max_draft_tokens: what the cloud takes in one draft message, >= 1.
+            state: of an earlier controller of the same edge model, link and target.
             margin: a way must promise so much more, as a share, to be changed to.
         Raises:
             ValueError: out of range.
         """
-        if max_draft_tokens < 1 or not 0.0 <= margin < 1.0:
-            raise ValueError(f"max_draft_tokens {max_draft_tokens} or margin {margin} out of range")
-        self._lengths = [g for g in DRAFT_LENGTHS if g <= max_draft_tokens]
+        if not 0.0 <= margin < 1.0:
+            raise ValueError(f"margin {margin} out of range")
         self._margin = margin
-        self._t_draft = Recent()
-        self._rtt = Recent()
-        self._target = TargetSpeed()
-        self._acceptance = Acceptance()
-        self._elapsed_s = self._probed_s = 0.0
-        self._num_tokens = self._num_probed = 0
-        self._num_observed = self._planned_at = 0
-        self._num_warm_up_rounds = 0
-        self._plan: Plan | None = None
+        self._choices = EVERY_WAY
         self._stream_way: Way | None = None
         """The way of this stream so far; None at its start."""
-        self._answer_tokens = Recent()
-        self._num_stream_tokens = 0
         self._predicted_tokens: int | None = None
+        self._begin_with(state)
+
+    def _begin_with(self, state: SpeedState) -> None:
+        self._t_draft = Recent(state.draft_s)
+        self._rtt = Recent(state.round_trip_s)
+        self._byte_s = Recent(state.byte_s)
+        self._target = TargetSpeed(state)
+        self._acceptance = Acceptance(state)
+        self._elapsed_s, self._probed_s = state.elapsed_s, state.probed_s
+        self._num_tokens, self._num_probed = state.num_tokens, state.num_probed
+        self._num_observed = self._planned_at = 0
+        self._num_warm_up_rounds = state.num_warm_up_rounds
+        self._plan: Plan | None = None
+        self._answer_tokens = Recent(state.answer_tokens)
+        self._num_stream_tokens = 0
         self._probe_left = 0
         self._forecasts: list[Forecast] = []
 
-    def begin_stream(self, predicted_tokens: int | None = None) -> None:
+    def state(self) -> SpeedState:
+        """All that was learned; a stream that runs is left out of account."""
+        return SpeedState.model_validate(
+            {
+                **self._target.state(),
+                **self._acceptance.state(),
+                "draft_s": self._t_draft.values,
+                "round_trip_s": self._rtt.values,
+                "byte_s": self._byte_s.values,
+                "answer_tokens": self._answer_tokens.values,
+                "elapsed_s": self._elapsed_s,
+                "probed_s": self._probed_s,
+                "num_tokens": self._num_tokens,
+                "num_probed": self._num_probed,
+                "num_warm_up_rounds": self._num_warm_up_rounds,
+            }
+        )
+
+    def forget(self) -> None:
+        """It is another target: learn anew, in the middle of a stream too."""
+        self._begin_with(NOTHING_LEARNED)
+
+    def begin_stream(self, predicted_tokens: int | None = None, choices: Choices = EVERY_WAY) -> None:
         """An answer begins.
 
         Args:
             predicted_tokens: what the router expects of it; unset, as many as recent answers had.
         """
-        if self._num_stream_tokens:
-            self._answer_tokens.add(self._num_stream_tokens)
-        self._num_stream_tokens = 0
+        self.end_stream()
         self._predicted_tokens = predicted_tokens
+        self._choices = choices
         self._acceptance.begin()
         self._stream_way = None
         self._consider_probe()
 
+    def end_stream(self) -> None:
+        """The answer ended, or broke off."""
+        if self._num_stream_tokens:
+            self._answer_tokens.add(self._num_stream_tokens)
+        self._num_stream_tokens = 0
+
+    def limit_drafts(self, max_draft_tokens: int) -> None:
+        """The cloud takes no longer drafts, >= 1."""
+        self._choices = self._choices.up_to(max_draft_tokens)
+
     def observe_round_trip(self, seconds: float) -> None:
-        """From Open to Opened where nothing was computed in between (each stream tells it), or a ping."""
+        """Of a message and its answer, without the time to compute it."""
         self._rtt.add(_positive("seconds", seconds))
+
+    def observe_transfer(self, num_bytes: int, seconds: float) -> None:
+        """From Open to Opened: so many bytes there and back, and next to nothing computed in between.
+
+        A short prompt tells the round trip, a long one what its length takes beside that.
+        """
+        if self._rtt.value is None or num_bytes < LONG_BYTES:
+            self.observe_round_trip(seconds)
+        else:
+            self._byte_s.add(max(0.0, _positive("seconds", seconds) - self._rtt.value) / num_bytes)
 
     def observe_draft(self, num_tokens: int, seconds: float) -> None:
         """The edge drafted so many tokens in so long."""
@@ -352,7 +535,7 @@ class SpeedController:
         num_accepted: int,
         *,
         gave_token: bool,
-        verify_s: float,
+        verify_s: float | None,
         elapsed_s: float,
         round_trip_s: float | None = None,
     ) -> None:
@@ -360,12 +543,14 @@ class SpeedController:
 
         Args:
             gave_token: with a correction or a bonus.
-            verify_s: the target's pass, as the verdict says.
+            verify_s: the target's pass, as the verdict says; None where it did more than this, as the first
+                of a stream, which reads the prompt.
             elapsed_s: since the verdict before, or since the stream began.
             round_trip_s: from sending the draft to its verdict, less queue and pass; None where the draft
                 may have waited for an earlier pass, which cannot be told apart from the link.
         """
-        self._target.observe_pass(num_scored, _positive("verify_s", verify_s))
+        if verify_s is not None:
+            self._target.observe_pass(num_scored, _positive("verify_s", verify_s))
         if round_trip_s is not None:
             self.observe_round_trip(round_trip_s)
         for _ in range(num_accepted):
@@ -374,7 +559,7 @@ class SpeedController:
             self._acceptance.observe(False)
         elif gave_token:
             self._acceptance.skip()
-        if self._num_warm_up_rounds < len(WARM_UP_DRAFTS):
+        if verify_s is not None and self._num_warm_up_rounds < len(WARM_UP_DRAFTS):
             self._num_warm_up_rounds += 1
         self._count(num_accepted + gave_token, elapsed_s)
 
@@ -389,20 +574,36 @@ class SpeedController:
         if self._plan is not None and self._stream_way is not None and not self._is_due():
             return self._plan
         self._planned_at = self._num_observed
-        self._plan = self._warm_up() or self._probe() or self._best()
+        self._plan = self._set() or self._warm_up() or self._probe() or self._best()
         self._stream_way = self._plan.way
         return self._plan
 
     def forecasts(self) -> list[Forecast]:
         """What each way can do by what was measured, the first to end first; none for ways not measured."""
         found: list[Forecast] = []
-        if (step := self._target.stream) is not None:
+        ways = self._choices.ways
+        if (step := self._target.stream) is not None and Way.CLOUD in ways:
             found.append(Forecast(Way.CLOUD, 0, 0, 1.0 / step))
         t_draft, rtt = self._t_draft.value, self._rtt.value
-        if t_draft is not None and rtt is not None and self._target.knows_passes:
-            found.append(max(self._waiting(t_draft, rtt), key=_rate))
-            found.append(max(self._going_on(t_draft, rtt), key=_rate))
+        if t_draft is not None and rtt is not None and self._knows_passes:
+            if Way.STOP_AND_WAIT in ways:
+                found.append(max(self._waiting(t_draft, rtt), key=_rate))
+            if Way.PROACTIVE in ways:
+                found.append(max(self._going_on(t_draft, rtt), key=_rate))
         return sorted(found, key=self._answer_s)
+
+    def measured(self) -> dict[str, object]:
+        """What was measured, for a program; times in milliseconds, None where nothing was seen."""
+        target, byte_s = self._target, self._byte_s.value
+        return {
+            "draft_ms": _ms(self._t_draft.value),
+            "round_trip_ms": _ms(self._rtt.value),
+            "mbit_per_s": round(8e-6 / byte_s, 3) if byte_s else None,
+            "stream_ms": _ms(target.stream),
+            "verify_ms": {k: _ms(target.verify(k)) for k in (1, 4, 8, 16)} if target.num_lengths else {},
+            "acceptance_rate": round(self._acceptance.rate, 3),
+            "tokens_per_s": {each.way.value: round(each.tokens_per_s, 2) for each in self.forecasts()},
+        }
 
     def explain(self) -> list[str]:
         """What was measured and what follows from it, for a person."""
@@ -411,7 +612,9 @@ class SpeedController:
             lines.append(f"drafting takes {1e3 * t_draft:.1f} ms a token")
         if (rtt := self._rtt.value) is not None:
             lines.append(f"a round trip takes {1e3 * rtt:.1f} ms")
-        if self._target.knows_passes:
+        if self._byte_s.value:
+            lines.append(f"the link carries {8e-6 / self._byte_s.value:.1f} Mbit/s")
+        if self._target.num_lengths:
             passes = ", ".join(f"{1e3 * self._target.verify(k):.1f} ms for {k}" for k in (1, 4, 8, 16))
             lines.append(f"the target checks drafts in one pass: {passes} tokens")
         if (step := self._target.stream) is not None:
@@ -421,14 +624,9 @@ class SpeedController:
             f"{self._acceptance.rate:.2f} of draft tokens agree;"
             f" drafts of 1, 2, 4, 8, 16 stand whole: {survival}"
         )
-        lines += [
-            f"{each.way.value} would give {each.tokens_per_s:.1f} tokens/s"
-            + (f" with drafts of {each.num_draft_tokens}" if each.num_draft_tokens else "")
-            + (f", {each.window_tokens} in flight" if each.way is Way.PROACTIVE else "")
-            for each in self.forecasts()
-        ]
+        lines += [f"{each} would give {each.tokens_per_s:.1f} tokens/s" for each in self.forecasts()]
         if self._plan is not None:
-            lines.append(f"chosen: {self._plan.way.value} ({self._plan.why})")
+            lines.append(f"chosen: {self._plan} ({self._plan.why})")
         if self._elapsed_s:
             lines.append(f"trying other ways has cost {self._probed_s / self._elapsed_s:.1%} of the time")
         return lines
@@ -450,12 +648,33 @@ class SpeedController:
             return True
         return self._num_observed - self._planned_at >= PLAN_EVERY
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether every way that may be chosen was measured."""
+        return self._warm_up() is None
+
+    @property
+    def _knows_passes(self) -> bool:
+        return self._target.num_lengths >= min(2, len(self._choices.draft_lengths))
+
+    def _set(self) -> Plan | None:
+        """The only plan that there is, where the user left no choice."""
+        only = self._choices.only
+        return None if only is None else Plan(*only, None, "set")
+
     def _warm_up(self) -> Plan | None:
-        if self._target.stream is None:
+        ways, lengths = self._choices.ways, self._choices.draft_lengths
+        if self._target.stream is None and Way.CLOUD in ways:
             return Plan(Way.CLOUD, 0, 0, None, "warm-up")
-        if self._num_warm_up_rounds < len(WARM_UP_DRAFTS) or not self._target.knows_passes:
-            length = min(WARM_UP_DRAFTS[self._num_warm_up_rounds % len(WARM_UP_DRAFTS)], self._lengths[-1])
-            return Plan(Way.STOP_AND_WAIT, length, length, None, "warm-up")
+        if ways == {Way.CLOUD}:
+            return None
+        if self._num_warm_up_rounds < len(WARM_UP_DRAFTS) or not self._knows_passes:
+            wanted = WARM_UP_DRAFTS[self._num_warm_up_rounds % len(WARM_UP_DRAFTS)]
+            length = min(lengths, key=lambda g: abs(g - wanted))
+            if Way.STOP_AND_WAIT in ways:
+                return Plan(Way.STOP_AND_WAIT, length, length, None, "warm-up")
+            window = self._choices.window_tokens or 2 * length
+            return Plan(Way.PROACTIVE, min(length, window), window, None, "warm-up")
         return None
 
     def _probe(self) -> Plan | None:
@@ -495,6 +714,9 @@ class SpeedController:
 
     def _best(self) -> Plan:
         self._forecasts = self.forecasts()
+        if not self._forecasts:  # a drafter that has proposed nothing so far
+            length = self._choices.draft_lengths[0]
+            return Plan(next(iter(self._choices.ways)), length, 2 * length, None, "best")
         best = self._forecasts[0]
         kept = self._kept()
         if kept is not None and not self._pays(kept, best):
@@ -524,29 +746,48 @@ class SpeedController:
 
     def _crossing_s(self) -> float:
         """To resume the answer the other way: a round trip, and a pass over what the new stream reads."""
-        pass_s = self._target.verify(1) if self._target.knows_passes else 0.0
+        pass_s = self._target.verify(1) if self._target.num_lengths else 0.0
         return (self._rtt.value or 0.0) + pass_s
 
     def _waiting(self, t_draft: float, rtt: float) -> list[Forecast]:
         runs, verify = self._acceptance.runs, self._target.verify
         return [
-            Forecast(Way.STOP_AND_WAIT, g, g, stop_and_wait_rate(runs, g, t_draft, verify(g), rtt))
-            for g in self._lengths
+            Forecast(
+                Way.STOP_AND_WAIT, g, g, stop_and_wait_rate(runs, g, t_draft, verify(g), self._travel(g, rtt))
+            )
+            for g in self._choices.draft_lengths
         ]
 
     def _going_on(self, t_draft: float, rtt: float) -> list[Forecast]:
         runs = self._acceptance.runs
-        costs = {k: self._target.verify(k) for k in range(1, MAX_WINDOW_TOKENS + 1)}
+        costs = {k: self._target.verify(k) for k in range(1, MAX_RUN + 1)}
         found = []
-        for g in self._lengths:
-            most = MAX_WINDOW_TOKENS // g
-            ahead = min(round(1.0 + (costs[g] + rtt) / (g * t_draft)), most)
-            for drafts in {
-                each for each in (*NARROW_WINDOWS, ahead, min(2 * ahead, most)) if 2 <= each <= most
-            }:
-                rate = proactive_rate(runs, g, g * drafts, t_draft, costs.__getitem__, rtt)
-                found.append(Forecast(Way.PROACTIVE, g, g * drafts, rate))
+        for g in self._going_on_lengths():
+            for window in self._windows(g, t_draft, costs[min(g, MAX_RUN)] + rtt):
+                rate = proactive_rate(runs, g, window, t_draft, costs.__getitem__, self._travel(g, rtt))
+                found.append(Forecast(Way.PROACTIVE, g, window, rate))
         return found
+
+    def _going_on_lengths(self) -> set[int]:
+        """A draft is never longer than a window that is set."""
+        most = self._choices.window_tokens or MAX_RUN
+        return {min(g, most) for g in self._choices.draft_lengths}
+
+    def _windows(self, g: int, t_draft: float, until_verdict: float) -> set[int]:
+        """Windows to compare at a draft length, tokens."""
+        if self._choices.window_tokens is not None:
+            return {self._choices.window_tokens}
+        most = max(MAX_WINDOW_TOKENS // g, 2)
+        ahead = min(round(1.0 + until_verdict / (g * t_draft)), most)
+        return {g * n for n in (*NARROW_WINDOWS, ahead, min(2 * ahead, most)) if 2 <= n <= most}
+
+    def _travel(self, num_draft_tokens: int, rtt: float) -> float:
+        """A round trip of a draft that is so long."""
+        return rtt + num_draft_tokens * _BYTES_PER_DRAFT_TOKEN * (self._byte_s.value or 0.0)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1e3 * seconds, 3)
 
 
 def _rate(forecast: Forecast) -> float:

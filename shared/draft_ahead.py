@@ -76,13 +76,14 @@ class DraftAhead:
         """
         Args:
             session: opened, and from now on only used through this object to draft and to receive verdicts.
+            pace: may be changed at any time (`pace`).
         """
         self.estimate = AcceptanceEstimate()
         self.proposals: list[Proposal] = []
         """All unverified ones; the first `session.num_in_flight` are sent."""
         self._session = session
         self._opened = opened
-        self._pace = pace
+        self.pace = pace
         self._revision = 0
         self._stopped = False
         """The drafter has nothing to propose at the end of the text as it is."""
@@ -101,7 +102,7 @@ class DraftAhead:
         state = self._session.state
         if self._stopped or state not in (EdgeState.DRAFTING, EdgeState.WAITING):
             return None
-        if state is EdgeState.WAITING and not self._pace.proactive:
+        if state is EdgeState.WAITING and not self.pace.proactive:
             return None
         # One more while the edge waits: the guess at the target's own token, which is never sent.
         enough = self._draft_tokens + (state is EdgeState.WAITING)
@@ -114,8 +115,8 @@ class DraftAhead:
             tuple(proposal.prob for proposal in self.proposals),
             AnyOf(
                 (
-                    TopProbBelow(self._pace.fallback_threshold),
-                    SurvivalBelow(self._pace.acceptance_threshold, self.estimate),
+                    TopProbBelow(self.pace.fallback_threshold),
+                    SurvivalBelow(self.pace.acceptance_threshold, self.estimate),
                 )
             ),
         )
@@ -133,7 +134,7 @@ class DraftAhead:
             return
         self._append(proposals)
         fewer = len(proposals) < wanted.num_tokens
-        self._stopped = self._stopped or (fewer and (not proposals or not self._pace.proactive))
+        self._stopped = self._stopped or (fewer and (not proposals or not self.pace.proactive))
 
     def begin_with(self, proposals: Sequence[Proposal]) -> None:
         """Start from tokens that were made before the stream was opened."""
@@ -141,7 +142,7 @@ class DraftAhead:
 
     def next_draft(self) -> Draft | None:
         """The draft to send now; None while the edge waits, or should propose more first."""
-        session, window = self._session, self._pace.max_in_flight_tokens
+        session, window = self._session, self.pace.max_in_flight_tokens
         if session.state is not EdgeState.DRAFTING:
             return None
         room = self._last_position - session.position
@@ -152,7 +153,7 @@ class DraftAhead:
         if len(draft) < min(self._draft_tokens, limit) and not self._stopped:
             return None
         dry = self._stopped and len(draft) == len(unsent)
-        more = self._pace.proactive and not dry and len(draft) < min(room, free)
+        more = self.pace.proactive and not dry and len(draft) < min(room, free)
         return session.send_draft(draft, more=more)
 
     def receive(self, verdict: Verdict) -> Commit:
@@ -188,9 +189,9 @@ class DraftAhead:
     def _draft_tokens(self) -> int:
         """How many make a draft worth sending."""
         limits = (
-            self._pace.max_draft_tokens,
+            self.pace.max_draft_tokens,
             self._opened.max_draft_tokens,
-            self._pace.max_in_flight_tokens,
+            self.pace.max_in_flight_tokens,
         )
         return min(limit for limit in limits if limit is not None)
 

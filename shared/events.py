@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shared.controller import Chosen
 from shared.drafts import Source
 from shared.messages import FinishReason, Policy
 from shared.routing import Decision
@@ -80,6 +82,18 @@ class Round:
     num_accepted: int
 
 
+@dataclass(frozen=True, slots=True)
+class SpeedReport:
+    """How the speed controller got the target's answer, and what it knew in the end."""
+
+    ways: tuple[Chosen, ...]
+    """One after the other; a stream of drafts may have changed their length on its way."""
+    measured: Mapping[str, object]
+    """As `SpeedController.measured`."""
+    explanation: tuple[str, ...]
+    """For a person, a line each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The whole result; the last event of a request."""
@@ -112,6 +126,8 @@ class Answer:
     tokens: tuple[Token, ...]
     decision: Decision | None = None
     """Of the router, in mode `auto`."""
+    speed: SpeedReport | None = None
+    """Where the speed controller chose the way."""
 
 
 Event = Waiting | Notice | Routed | Token | Text | Provisional | Round | Answer

@@ -32,8 +32,8 @@ class Limits:
 
     threshold: float
     """In [0, 1]: the cloud is asked when it is needed with at least this probability."""
-    slow_rtt_s: float
-    """A longer round trip makes speculation lose to the cloud's own stream."""
+    slow_rtt_s: float = math.inf
+    """A longer round trip gets the cloud's own stream; infinity leaves that to the speed controller."""
     price_per_1k_tokens: float = 0.0
     """Of the cloud's completion tokens, >= 0, in any currency."""
     max_price: float | None = None
@@ -78,7 +78,8 @@ def decide(
     4. An answer whose expected price is above the budget is made by the edge.
     5. Below the threshold the edge answers.
     6. Otherwise the answer is the target's: by speculation, or by its own stream where the edge cannot draft
-       or speculation would lose (a slow link, an answer that is too short).
+       or speculation would lose (a link slower than allowed, an answer that is too short). Among the ways
+       of the route `speculate` the speed controller chooses, the cloud's own stream included.
 
     Only this function may choose `local`, which is another model's answer; what makes the target's
     answer fast is decided elsewhere too.

@@ -28,6 +28,7 @@ from cloud_service.targets.llama_cpp import LlamaCppTarget
 from edge_agent import modes, speculation
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
+from edge_agent.pacing import Pacing
 from edge_agent.remote import Cloud, Meter
 from edge_agent.steps import Round, Step
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
@@ -370,7 +371,7 @@ async def speculate(
 ) -> Completion:
     drafters = edge if isinstance(edge, Drafters) else Drafters(edge)
     pace = Pace(max_draft_tokens=max_draft_tokens, max_in_flight_tokens=window, fallback_threshold=stop_below)
-    return await _collect(speculation.speculate(drafters, cloud, request, pace, Meter()))
+    return await _collect(speculation.speculate(drafters, cloud, request, Pacing(pace), Meter()))
 
 
 async def generate(cloud: Cloud, request: Open) -> Completion:

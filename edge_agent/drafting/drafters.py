@@ -89,6 +89,19 @@ class Drafters:
             return self._other_vocabulary(edge, target, request, opened)
         return self._same_vocabulary(edge, edge.model.vocabulary.sha256, _pieces(target), masked)
 
+    @property
+    def must_keep_pace(self) -> bool:
+        """Whether the edge model can go back no further than it was loaded for."""
+        return self.edge is not None and self.edge.model.has_recurrent_state
+
+    def share_vocabulary(self, opened: Opened) -> bool:
+        """Whether the edge model's tokens are the target's as they are, and it drafts at all."""
+        return (
+            self.edge is not None
+            and Source.MODEL in self._names
+            and self.edge.model.vocabulary.sha256 == opened.vocabulary_sha256
+        )
+
     def remember(self, question: str, answer: str) -> None:
         """Add an answer to the store, if that is set. In mode `cloud` there is no vocabulary to store it in.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ class Router:
             threshold = calibration.threshold if calibration else UNCALIBRATED_THRESHOLD
         self._limits = Limits(
             threshold=threshold,
-            slow_rtt_s=config.slow_rtt_ms / 1e3,
+            slow_rtt_s=inf if config.slow_rtt_ms is None else config.slow_rtt_ms / 1e3,
             price_per_1k_tokens=config.cloud_price,
             max_price=config.max_price,
         )

@@ -13,6 +13,7 @@ import pytest
 
 from edge_agent.agent import Agent
 from edge_agent.drafting.drafters import Drafters
+from edge_agent.pacing import Pacing
 from edge_agent.remote import Meter
 from edge_agent.speculation import speculate as steps_of
 from shared.config import EdgeConfig
@@ -204,7 +205,7 @@ async def test_streams_that_are_cancelled_free_their_slots_and_the_next_answer_i
 
         async def begin(request: Open) -> None:
             seen = 0
-            async with aclosing(steps_of(Drafters(edge), cloud, request, pace, Meter())) as steps:
+            async with aclosing(steps_of(Drafters(edge), cloud, request, Pacing(pace), Meter())) as steps:
                 async for step in steps:
                     seen += isinstance(step, Token)
                     if seen >= num_before:

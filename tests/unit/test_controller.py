@@ -11,15 +11,19 @@ from math import inf, nan
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from benchmarks.virtual_link import Outcome, World, run_auto, run_fixed
 from shared.controller import (
     DRAFT_LENGTHS,
+    DRAFTING,
     MAX_WINDOW_TOKENS,
     PROBE_SHARE,
+    Choices,
     Plan,
     Recent,
     SpeedController,
+    SpeedState,
     TargetSpeed,
     Way,
 )
@@ -66,7 +70,7 @@ def best_fixed(where: World, texts: Sequence[Sequence[bool]]) -> float:
 
 def warm(where: World, texts: Sequence[Sequence[bool]]) -> SpeedController:
     """A controller that has seen some answers."""
-    controller = SpeedController(max_draft_tokens=32)
+    controller = SpeedController()
     for text in texts:
         run_auto(where, text, controller)
     return controller
@@ -202,17 +206,117 @@ def test_nothing_is_chosen_but_the_targets_own_answer():
 
 
 def test_a_fresh_controller_measures_before_it_predicts():
-    controller = SpeedController(max_draft_tokens=8)
+    controller = SpeedController()
     controller.begin_stream()
     assert controller.forecasts() == []
     assert controller.plan() == Plan(Way.CLOUD, 0, 0, None, "warm-up")
 
 
 def test_no_plan_exceeds_what_the_cloud_takes():
-    controller = SpeedController(max_draft_tokens=3)
-    for text in answers(0.95, num=3):
-        run_auto(world(step=30), text, controller)
-    assert all(each.num_draft_tokens <= 3 for each in controller.forecasts())
+    controller = warm(world(step=30), answers(0.95, num=2))
+    controller.begin_stream(choices=Choices(ways=DRAFTING))
+    controller.limit_drafts(3)
+    assert controller.plan().num_draft_tokens <= 3
+    assert {each.num_draft_tokens for each in controller.forecasts()} <= {1, 2, 3}
+
+
+# What the user set is not chosen.
+
+
+def test_a_fixed_draft_length_is_the_only_one():
+    controller = SpeedController()
+    fixed = Choices(ways=DRAFTING, draft_lengths=(5,))
+    for text in answers(0.8, num=4):
+        run_auto(world(step=30), text, controller, fixed)
+        assert controller.plan().num_draft_tokens == 5
+    assert {each.way for each in controller.forecasts()} == set(DRAFTING)
+
+
+def test_a_fixed_window_is_the_only_one():
+    controller = SpeedController()
+    fixed = Choices(ways=frozenset({Way.PROACTIVE}), window_tokens=12)
+    for text in answers(0.8, num=4):
+        run_auto(world(step=30), text, controller, fixed)
+    assert {each.window_tokens for each in controller.forecasts()} == {12}
+
+
+def test_where_all_is_set_nothing_is_measured_first():
+    for way, window in ((Way.STOP_AND_WAIT, None), (Way.PROACTIVE, 9)):
+        controller = SpeedController()
+        controller.begin_stream(
+            choices=Choices(ways=frozenset({way}), draft_lengths=(6,), window_tokens=window)
+        )
+        assert controller.plan() == Plan(way, 6, window or 6, None, "set")
+
+
+def test_without_the_stream_among_the_choices_it_is_never_taken():
+    controller = SpeedController()
+    for text in answers(0.05, num=4):  # hopeless drafts
+        controller.begin_stream(choices=Choices(ways=DRAFTING))
+        assert controller.plan().way in DRAFTING
+        run_auto(world(step=1), text, controller, Choices(ways=DRAFTING))
+    assert Way.CLOUD not in {each.way for each in controller.forecasts()}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"ways": frozenset()}, {"draft_lengths": ()}, {"draft_lengths": (0, 4)}, {"window_tokens": 0}],
+    ids=str,
+)
+def test_choices_of_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"nothing is left|a window must hold"):
+        Choices(**wrong)
+
+
+# What was learned is kept between processes.
+
+
+def test_a_controller_goes_on_from_the_state_of_another():
+    where = world(step=30)
+    first = warm(where, answers(0.8, num=6))
+    second = SpeedController(SpeedState.model_validate_json(first.state().model_dump_json()))
+    first.begin_stream()
+    second.begin_stream()
+    assert second.is_warm
+    assert second.forecasts() == first.forecasts()
+    assert second.plan().way == first.plan().way != Way.CLOUD
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"draft_s": [nan]}, {"draft_s": [-1.0]}, {"trials": [1.0]}, {"unknown": 1}, {"num_tokens": -1}],
+    ids=str,
+)
+def test_a_state_that_is_none_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        SpeedState.model_validate(wrong)
+
+
+# The link.
+
+
+def test_a_long_prompt_tells_how_long_a_byte_takes():
+    controller = warm(world(step=30), answers(0.8, num=3))
+    before = controller.forecasts()
+    for _ in range(3):
+        controller.observe_transfer(10_000, 0.050 + 10.0)  # 8 kbit/s
+    after = {each.way: each for each in controller.forecasts()}
+    assert any("0.0 Mbit/s" in line for line in controller.explain())
+    for each in before:
+        if each.way is not Way.CLOUD:
+            assert after[each.way].tokens_per_s < each.tokens_per_s
+
+
+def test_a_pass_that_read_the_prompt_too_is_not_taken_for_a_draft_s():
+    controller = warm(world(step=30), answers(0.8, num=3))
+    before = controller.forecasts()
+    for _ in range(20):
+        controller.observe_round(4, 0, gave_token=False, verify_s=None, elapsed_s=9.0)
+    passes = [line for line in controller.explain() if "checks drafts" in line]
+    assert before
+    assert passes == [
+        line for line in warm(world(step=30), answers(0.8, num=3)).explain() if "checks" in line
+    ]
 
 
 def test_a_plan_goes_into_json():
@@ -229,26 +333,24 @@ def test_it_explains_what_it_measured_and_what_follows():
         "drafting takes 5.0 ms a token",
         "a round trip takes 50.0 ms",
         "the target's own stream takes 150.0 ms a token",
-        "chosen: proactive",
+        "chosen: proactive speculation with drafts of",
     ):
         assert part in text
 
 
 @pytest.mark.parametrize("seconds", [nan, inf, -inf])
 def test_a_time_that_is_no_number_is_refused(seconds):
-    controller = SpeedController(max_draft_tokens=8)
+    controller = SpeedController()
     with pytest.raises(ValueError, match="must be a number of seconds"):
         controller.observe_round_trip(seconds)
     with pytest.raises(ValueError, match="must be a number of seconds"):
         controller.observe_draft(1, seconds)
 
 
-@pytest.mark.parametrize(
-    "settings_", [{"max_draft_tokens": 0}, {"max_draft_tokens": 4, "margin": 1.0}], ids=str
-)
-def test_settings_out_of_range_are_refused(settings_):
+@pytest.mark.parametrize("margin", [1.0, -0.1, nan])
+def test_a_margin_out_of_range_is_refused(margin):
     with pytest.raises(ValueError, match="out of range"):
-        SpeedController(**settings_)
+        SpeedController(margin=margin)
 
 
 # The parts.
