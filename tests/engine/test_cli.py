@@ -34,6 +34,7 @@ pytestmark = pytest.mark.engine
 QUESTION = "Tell me a story."
 MAX_TOKENS = 48
 ANSWER_KEYS = {
+    "speed",
     "answer",
     "mode",
     "finish_reason",
@@ -205,8 +206,15 @@ def test_a_system_prompt_comes_before_the_question(duet: Duet, alone: TargetAlon
 
 
 def test_show_origin_prints_the_same_text_and_a_legend(duet: Duet) -> None:
-    answer = duet.ask_json(QUESTION, "--mode", "speculate")
-    shown = duet.ask(QUESTION, "--mode", "speculate", "--show-origin")
+    flags = (
+        "--mode",
+        "speculate",
+        "--max-draft-tokens",
+        "4",
+        "--no-proactive",
+    )  # how drafts are cut is in it
+    answer = duet.ask_json(QUESTION, *flags)
+    shown = duet.ask(QUESTION, *flags, "--show-origin")
     text, legend = shown.rstrip("\n").rsplit("\n", 1)
     assert text == answer["answer"]
     counts = {

@@ -10,6 +10,7 @@ from edge_agent.agent import Agent
 from edge_agent.edge_model import EdgeModel
 from edge_agent.routing.router import load_router
 from shared.config import DEFAULT_DRAFT, EdgeConfig
+from shared.controller import Way
 from shared.events import Answer, Event, Notice, Text
 from shared.models import Registry
 from shared.session import Origin
@@ -62,15 +63,13 @@ async def test_a_plain_fact_stays_here(real_cloud, draft_path):
 
 
 async def test_an_exam_question_gets_the_targets_answer(real_cloud, draft_path):
-    asked = await ask(real_cloud.address, draft_path, EXAM, slow_rtt_ms=60_000, cloud_threshold=0.3)
-    assert asked.answer.mode == "speculate"
-    assert asked.answer.rounds > 0
-    assert Origin.ACCEPTED in {token.origin for token in asked.answer.tokens}
-    assert {token.origin for token in asked.answer.tokens} <= {
-        Origin.ACCEPTED,
-        Origin.CORRECTION,
-        Origin.BONUS,
-    }
+    asked = await ask(real_cloud.address, draft_path, EXAM, cloud_threshold=0.3)
+    # An unmeasured pair begins with the cloud's own stream; where that suffices, it stays the mode.
+    assert asked.answer.mode == ("speculate" if asked.answer.rounds else "cloud")
+    assert asked.answer.tokens[0].origin is Origin.CLOUD
+    assert Origin.LOCAL not in {token.origin for token in asked.answer.tokens}
+    assert asked.answer.speed is not None
+    assert asked.answer.speed.ways[0].plan.way is Way.CLOUD
     assert asked.answer.cloud_model is not None
 
 
