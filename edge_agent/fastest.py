@@ -89,10 +89,12 @@ async def _streamed(
     """The cloud's own stream, until it ends or the pacing would rather draft: then without a reason."""
     began = time.monotonic()
     guesses: _Guesses | None = None
+    max_tokens, ends = 0, frozenset[int]()
     async with aclosing(remote.generate(request, meter)) as messages:
         try:
             async for message in messages:
                 if isinstance(message, Opened):
+                    max_tokens, ends = message.max_tokens, message.end_token_ids
                     pacing.opened(message, time.monotonic() - began)
                     yield Prompted(len(message.prompt_token_ids), message.model)
                     if drafters.share_vocabulary(message):
@@ -102,12 +104,14 @@ async def _streamed(
                     pacing.streamed(0, last=True)
                     yield message.reason
                 else:
+                    position = message.start + len(message.token_ids)
                     for token, piece in zip(message.token_ids, message.pieces, strict=True):
                         yield Token(token, piece, Origin.CLOUD)
                     if guesses is not None:
                         guesses.compare(message.token_ids, pacing)
                     pacing.streamed(len(message.token_ids), last=False)
-                    if pacing.plan.way is not Way.CLOUD:
+                    whole = position >= max_tokens or bool(ends.intersection(message.token_ids))
+                    if pacing.plan.way is not Way.CLOUD and not whole:
                         return
         finally:
             if guesses is not None:

@@ -157,7 +157,7 @@ async def test_leaving_in_the_middle_frees_every_slot(tiny_pair: TinyPair, num_b
                     if seen >= num_before:
                         break
             await eventually(lambda: service.is_idle)
-            assert edge._thread._work_queue.empty()
+            assert edge._worker._thread._work_queue.empty()
 
 
 # What is measured, and what follows
