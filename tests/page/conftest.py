@@ -37,6 +37,7 @@ async def cloud(tiny_pair: TinyPair) -> AsyncIterator[InProcessCloud]:
 async def url(tiny_pair: TinyPair, cloud: InProcessCloud) -> AsyncIterator[str]:
     with running_serve(tiny_pair.draft_gguf, cloud=cloud.address, max_tokens=MAX_TOKENS) as served:
         yield served.address
+    assert served.log_lines == [""], "whatever the pages did, nothing failed in the server"
 
 
 @pytest_asyncio.fixture(loop_scope="session")
