@@ -15,8 +15,8 @@ from edge_agent.auto import auto
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.store import default_store_dir
 from edge_agent.edge_model import EdgeModel
-from edge_agent.fastest import fastest
 from edge_agent.remote import Cloud, Meter
+from edge_agent.resume import TargetStreams
 from edge_agent.routing.privacy import PrivacyRule
 from edge_agent.routing.router import Router
 from edge_agent.speeds import Speeds
@@ -265,33 +265,22 @@ class Agent:
             assert edge is not None
             return modes.local(edge, request)
         assert self._cloud is not None
-        if config.mode == "cloud":
-            return modes.cloud(self._cloud, request, meter)
-        if config.mode == "speculate":
-            return fastest(
-                call.drafters,
-                self._cloud,
-                request,
-                config,
-                self._speeds,
-                meter,
-                may_stream=False,
-                show_drafts=call.provisional,
-            )
-        assert edge is not None
-        assert self._router is not None
-        return auto(
-            edge,
-            call.drafters,
-            self._cloud,
-            self._router,
-            request,
-            config,
-            self._speeds,
-            meter,
-            call.private,
+        streams = TargetStreams(
+            edge=edge,
+            drafters=call.drafters,
+            remote=self._cloud,
+            config=config,
+            speeds=self._speeds,
+            meter=meter,
             show_drafts=call.provisional,
         )
+        if config.mode == "cloud":
+            return streams.cloud(request)
+        if config.mode == "speculate":
+            return streams.speculate(request, may_stream=False)
+        assert edge is not None
+        assert self._router is not None
+        return auto(edge, streams, self._router, request, config, call.private)
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
         num = len(tally.tokens)

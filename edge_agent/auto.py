@@ -16,12 +16,9 @@ from math import exp
 
 from edge_agent import modes
 from edge_agent.drafting.base import Proposal, Source
-from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
-from edge_agent.fastest import fastest
-from edge_agent.remote import Cloud, Meter
+from edge_agent.resume import TargetStreams
 from edge_agent.routing.router import Router, moved_by_doubt
-from edge_agent.speeds import Speeds
 from edge_agent.steps import Decided, Drafted, Step
 from shared.config import EdgeConfig
 from shared.errors import CloudError, VocabularyMismatch
@@ -32,22 +29,16 @@ from shared.routing import WATCH_TOKENS, Decision, DoubtWatch, Route
 
 async def auto(
     edge: EdgeModel,
-    drafters: Drafters,
-    remote: Cloud,
+    streams: TargetStreams,
     router: Router,
     request: Open,
     config: EdgeConfig,
-    speeds: Speeds,
-    meter: Meter,
     private: str | None,
-    *,
-    show_drafts: bool = False,
 ) -> AsyncGenerator[Step, None]:
     """Decide, then answer on the route. A cloud that cannot be reached makes it local, with a notice.
 
     Args:
         private: why the prompt must not leave the device, if it must not.
-        show_drafts: yield `Drafted` whenever it changes.
     """
     messages = [part for part in request.prompt if isinstance(part, Message)]
     routing = await router.route(messages, private, edge=edge)
@@ -57,13 +48,9 @@ async def auto(
     if private is None and not routing.link.up:
         yield Notice(f"answered by the edge model alone: {routing.link.detail}")
     if decision.route is not Route.LOCAL:
-        steps = with_fallbacks(
-            edge, drafters, remote, request, config, speeds, meter, decision, show_drafts=show_drafts
-        )
+        steps = with_fallbacks(edge, streams, request, decision)
     elif private is None and routing.link.up and config.doubt_threshold > 0 and edge.can_draft:
-        steps = watched(
-            edge, drafters, remote, request, config, speeds, meter, decision, show_drafts=show_drafts
-        )
+        steps = watched(edge, streams, request, config, decision)
     else:
         steps = modes.local(edge, request)
     async with aclosing(steps):
@@ -72,23 +59,12 @@ async def auto(
 
 
 async def with_fallbacks(
-    edge: EdgeModel,
-    drafters: Drafters,
-    remote: Cloud,
-    request: Open,
-    config: EdgeConfig,
-    speeds: Speeds,
-    meter: Meter,
-    decision: Decision,
-    *,
-    show_drafts: bool,
+    edge: EdgeModel, streams: TargetStreams, request: Open, decision: Decision
 ) -> AsyncGenerator[Step, None]:
     """The target's answer; what cannot even begin is replaced by the next best, with a notice."""
     attempts = {
-        Route.SPECULATE: lambda: fastest(
-            drafters, remote, request, config, speeds, meter, may_stream=True, show_drafts=show_drafts
-        ),
-        Route.CLOUD: lambda: modes.cloud(remote, request, meter),
+        Route.SPECULATE: lambda: streams.speculate(request, may_stream=True),
+        Route.CLOUD: lambda: streams.cloud(request),
         Route.LOCAL: lambda: modes.local(edge, request),
     }
     route = decision.route
@@ -109,16 +85,7 @@ async def with_fallbacks(
 
 
 async def watched(
-    edge: EdgeModel,
-    drafters: Drafters,
-    remote: Cloud,
-    request: Open,
-    config: EdgeConfig,
-    speeds: Speeds,
-    meter: Meter,
-    decision: Decision,
-    *,
-    show_drafts: bool,
+    edge: EdgeModel, streams: TargetStreams, request: Open, config: EdgeConfig, decision: Decision
 ) -> AsyncGenerator[Step, None]:
     """A local answer that moves to `speculate` when the edge becomes unsure of it."""
     watch: DoubtWatch | None = DoubtWatch(config.doubt_threshold)
@@ -144,17 +111,7 @@ async def watched(
                 watch = None
                 resumed = replace(request, committed=tuple(shown))
                 drafted = [Proposal(token.id, _prob(token), Source.MODEL) for token in held]
-                stream = fastest(
-                    drafters,
-                    remote,
-                    resumed,
-                    config,
-                    speeds,
-                    meter,
-                    drafted,
-                    may_stream=True,
-                    show_drafts=show_drafts,
-                )
+                stream = streams.speculate(resumed, drafted, may_stream=True)
                 async with aclosing(stream):
                     try:
                         opened = await anext(stream)
@@ -173,7 +130,7 @@ async def watched(
             else:
                 for token in release(keep=WATCH_TOKENS if watch else 0):
                     yield token
-                if show_drafts:
+                if streams.show_drafts:
                     yield Drafted(tuple(token.piece for token in held))
 
 

@@ -96,7 +96,7 @@ async def _streamed(
                 if isinstance(message, Opened):
                     max_tokens, ends = message.max_tokens, message.end_token_ids
                     pacing.opened(message, time.monotonic() - began)
-                    yield Prompted(len(message.prompt_token_ids), message.model)
+                    yield Prompted(len(message.prompt_token_ids), message.model, opened=message)
                     if drafters.share_vocabulary(message):
                         drafting = await drafters.for_stream(remote, request, message)
                         guesses = _Guesses(drafting, request, message)

@@ -80,7 +80,7 @@ class Cloud:
         ]
         """The preferred one first."""
         self._one_answers = asyncio.Event()
-        self._like: Opened | None = None
+        self._pinned: Opened | None = None
         self._salt = secrets.token_bytes(16)
 
     async def __aenter__(self) -> Cloud:
@@ -97,11 +97,13 @@ class Cloud:
         """How each stands, the preferred one first."""
         return [replica.status for replica in self._replicas]
 
-    def like(self, opened: Opened) -> Cloud:
-        """The same replicas, but only streams that carry on one that was told this."""
-        view = copy.copy(self)
-        view._like = opened
-        return view
+    def for_answer(self) -> Cloud:
+        """The same replicas, for one answer, which may be pinned."""
+        return copy.copy(self)
+
+    def pin(self, opened: Opened) -> None:
+        """From now on, take only streams that carry on one which was told this."""
+        self._pinned = opened
 
     async def check(self) -> None:
         """Raises CloudUnavailable where nothing answers."""
@@ -220,11 +222,11 @@ class Cloud:
         return response
 
     def _checked(self, replica: Replica, opened: Opened) -> Opened:
-        if self._like is not None and not carries_on(self._like, opened):
+        if self._pinned is not None and not carries_on(self._pinned, opened):
             raise CloudFailed(
                 f"the cloud at {replica.address} would not write the same text: it serves {opened.model} with"
-                f" {opened.max_tokens} tokens at most, and the answer was begun by {self._like.model}"
-                f" with {self._like.max_tokens}"
+                f" {opened.max_tokens} tokens at most, and the answer was begun by {self._pinned.model}"
+                f" with {self._pinned.max_tokens}"
             )
         return opened
 

@@ -140,7 +140,7 @@ async def _exchange(
                     pacing.judged(message)
                 yield message
     finally:
-        await _end(receiving, proposing)
+        await end_tasks(receiving, proposing)
 
 
 def _step(pace: Pace, drafting: StreamDrafter) -> int:
@@ -161,7 +161,7 @@ async def _propose(drafting: StreamDrafter, wanted: Wanted, request: Open, opene
     )
 
 
-async def _end(*tasks: asyncio.Task[Any] | None) -> None:
+async def end_tasks(*tasks: asyncio.Task[Any] | None) -> None:
     """Stop what is under way; its own errors no longer matter."""
     running = [task for task in tasks if task is not None]
     for task in running:

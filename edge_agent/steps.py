@@ -30,10 +30,18 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """The stream was lost, and goes on with the token that follows."""
+
+    after_s: float
+    """Since the loss."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """Mode `auto`: the router's decision, and again where late evidence changed it."""
 
     decision: Decision
 
 
-Step = Prompted | Round | Token | Drafted | FinishReason | Decided | Chosen | Notice
+Step = Prompted | Round | Token | Drafted | Resumed | FinishReason | Decided | Chosen | Notice

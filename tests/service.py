@@ -220,6 +220,31 @@ class _SlowContext(LlamaContext):
         return super().decode(work)
 
 
+def float32_target(
+    model_path: Path,
+    *,
+    slots: int = 4,
+    context_tokens: int = CONTEXT_TOKENS,
+    max_draft_tokens: int = 32,
+    max_waiting_streams: int = 64,
+    max_wait_s: float = 30.0,
+    step_s: float = 0.0,
+) -> tuple[LlamaCppTarget, LlamaContext]:
+    """A target in float32 throughout; see `in_process_cloud`."""
+    model = LlamaModel(model_path, model_path.stem)
+    context = _SlowContext(
+        model,
+        num_sequences=slots,
+        context_tokens=context_tokens,
+        rollback_tokens=max_draft_tokens + 1,
+        threads=1,
+        cache_type="f32",
+    )
+    context.step_s = step_s
+    target = LlamaCppTarget(model, context, max_waiting_streams=max_waiting_streams, max_wait_s=max_wait_s)
+    return target, context
+
+
 @asynccontextmanager
 async def in_process_cloud(
     model_path: Path,
@@ -237,17 +262,15 @@ async def in_process_cloud(
     Args:
         step_s: least duration of a pass of the target.
     """
-    model = LlamaModel(model_path, model_path.stem)
-    context = _SlowContext(
-        model,
-        num_sequences=slots,
+    target, context = float32_target(
+        model_path,
+        slots=slots,
         context_tokens=context_tokens,
-        rollback_tokens=max_draft_tokens + 1,
-        threads=1,
-        cache_type="f32",
+        max_draft_tokens=max_draft_tokens,
+        max_waiting_streams=max_waiting_streams,
+        max_wait_s=max_wait_s,
+        step_s=step_s,
     )
-    context.step_s = step_s
-    target = LlamaCppTarget(model, context, max_waiting_streams=max_waiting_streams, max_wait_s=max_wait_s)
     try:
         async with serving(target, max_draft_tokens=max_draft_tokens, lossy_policies=lossy_policies) as (
             address,
