@@ -89,7 +89,8 @@ class MortalCloud:
 
     def close(self) -> None:
         if self._process is not None:
-            self.kill()
+            self._process.kill()
+            self._end()
 
     def _end(self) -> None:
         assert self._process is not None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,14 +19,15 @@ from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
 from edge_agent.resume import TargetStreams
-from edge_agent.steps import Resumed, Step
+from edge_agent.steps import Prompted, Resumed, Step
 from shared.draft_ahead import Pace
+from shared.errors import CloudError
 from shared.events import Token
 from shared.messages import FinishReason, Open
 from shared.resumption import OnOutage
 from tests.engine.test_lossless import random_requests
 from tests.mortal import MortalCloud, mortal_clouds, tiny_target
-from tests.service import TargetAlone, connection, loaded_edge
+from tests.service import TargetAlone, connection, loaded_edge, together
 from tests.tiny_pair import TinyPair
 
 pytestmark = pytest.mark.engine
@@ -106,6 +108,18 @@ async def follow(steps: AsyncIterator[Step], expected: Expected, tally: Tally) -
     tally.num_lost += len(expected.token_ids) - position
 
 
+async def begun(cloud: Cloud, make: Callable[[], AsyncGenerator[Step, None]]) -> AsyncGenerator[Step, None]:
+    """A stream that has been opened. One that cannot begin is an error at once, and asked for again here."""
+    while True:
+        steps = make()
+        try:
+            assert isinstance(await anext(steps), Prompted)
+            return steps
+        except CloudError:
+            await steps.aclose()
+            await cloud.back()
+
+
 class Killer:
     """Kills a service, always another, when a random number of tokens was committed since the last time."""
 
@@ -115,6 +129,7 @@ class Killer:
         self._due = asyncio.Event()
         self._countdown = self._next()
         self.num_kills = num_kills
+        self.done = False
 
     def token(self) -> None:
         self._countdown -= 1
@@ -131,6 +146,7 @@ class Killer:
             await asyncio.to_thread(cloud.start)
             self._countdown = self._next()
             self._due.clear()
+        self.done = True
 
     def _next(self) -> int:
         return int(self._rng.integers(1, 20))
@@ -148,20 +164,19 @@ async def run_under(
     tally = Tally()
     killer = Killer(clouds, num_kills, seed)
     async with loaded_edge(pair.draft_gguf) as edge, connection(address) as cloud:
-        killing = asyncio.create_task(killer.run())
 
         async def work(worker: int) -> None:
             i = worker
-            while not killing.done():
+            while not killer.done:
                 streams = target_streams(edge, cloud, i)
                 each = expected[i % len(expected)]
                 make = streams.cloud if i % 3 == 2 else streams.speculate
-                async with aclosing(make(each.request)) as steps:
+                async with aclosing(await begun(cloud, partial(make, each.request))) as steps:
                     async for _ in follow(steps, each, tally):
                         killer.token()
                 i += NUM_WORKERS
 
-        await asyncio.gather(killing, *(work(worker) for worker in range(NUM_WORKERS)))
+        await together(killer.run(), *(work(worker) for worker in range(NUM_WORKERS)))
     return tally
 
 
