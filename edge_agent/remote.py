@@ -169,6 +169,8 @@ class Cloud:
                     yield wire.decode_tokens(response.tokens)
                 else:
                     yield _finished(replica, response.finished)
+                    return
+            raise replica.failed(_ended_early(replica))
         finally:
             call.cancel()
 
@@ -252,6 +254,10 @@ async def _read(replica: Replica, call: Any) -> Any:
         raise replica.translate(error) from None
 
 
+def _ended_early(replica: Replica) -> CloudUnavailable:
+    return CloudUnavailable(f"the cloud at {replica.address} ended the stream early")
+
+
 def _finished(replica: Replica, message: pb2.Finished) -> Finished:
     """A service that drains takes no other stream: the next one goes elsewhere."""
     finished = wire.decode_finished(message)
@@ -309,9 +315,7 @@ class SpeculateStream:
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
                 self._arrived.put_nowait(response)
-            end = self._replica.failed(
-                CloudUnavailable(f"the cloud at {self._replica.address} ended the stream early")
-            )
+            end = self._replica.failed(_ended_early(self._replica))
         except grpc.aio.AioRpcError as error:
             end = self._replica.translate(self._ending.error or error)
         self._arrived.put_nowait(end)

@@ -19,8 +19,9 @@ from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
 from edge_agent.resume import TargetStreams
+from edge_agent.speeds import Speeds
 from edge_agent.steps import Prompted, Resumed, Step
-from shared.draft_ahead import Pace
+from shared.config import EdgeConfig
 from shared.errors import CloudError
 from shared.events import Token
 from shared.messages import FinishReason, Open
@@ -36,7 +37,6 @@ NUM_WORKERS = 4
 MAX_TOKENS = 64
 STEP_S = 0.01
 """Of the target, so that a stream is long enough to be hit in the middle."""
-PACES = (Pace(max_draft_tokens=4, max_in_flight_tokens=16), Pace(max_draft_tokens=3))
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,13 @@ def target_streams(edge: EdgeModel, cloud: Cloud, i: int = 0, patience_s: float 
         edge=edge,
         drafters=Drafters(edge),
         remote=cloud,
-        pace=PACES[i % 2],
+        config=EdgeConfig(
+            proactive=bool(i % 2),
+            on_outage=(OnOutage.WAIT, OnOutage.CONTINUE)[i // 2 % 2],
+            outage_patience_s=patience_s,
+        ),
+        speeds=Speeds(),
         meter=Meter(),
-        on_outage=(OnOutage.WAIT, OnOutage.CONTINUE)[i // 2 % 2],
-        patience_s=patience_s,
     )
 
 
@@ -170,7 +173,7 @@ async def run_under(
             while not killer.done:
                 streams = target_streams(edge, cloud, i)
                 each = expected[i % len(expected)]
-                make = streams.cloud if i % 3 == 2 else streams.speculate
+                make = streams.cloud if i % 3 == 2 else partial(streams.speculate, may_stream=bool(i % 3))
                 async with aclosing(await begun(cloud, partial(make, each.request))) as steps:
                     async for _ in follow(steps, each, tally):
                         killer.token()
