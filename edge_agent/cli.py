@@ -17,7 +17,7 @@ from rich.table import Table
 
 from edge_agent.evaluation.cli import app as eval_app
 from edge_agent.models_cli import app as models_app
-from edge_agent.opening import model_sha256_of, open_agent, open_parts, open_router
+from edge_agent.opening import model_sha256_of, open_agent, open_all, open_parts, open_router
 from edge_agent.show import OriginWriter, PlainWriter, answer_fields, explanation, print_bench, print_decision
 from edge_agent.store_cli import app as store_app
 from shared.config import EdgeConfig
@@ -96,6 +96,59 @@ def ask(
     if question is None:
         question = _read_stdin()
     asyncio.run(_ask(question, settings, show_origin=show_origin, explain=explain, as_json=as_json))
+
+
+@app.command()
+def chat(
+    config: ConfigFile = None,
+    mode: Annotated[
+        str | None, typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}")
+    ] = None,
+    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
+    max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
+    temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,
+    seed: Annotated[int | None, typer.Option(help=_help("seed"))] = None,
+    drafters: Annotated[
+        list[str] | None, typer.Option("--drafter", help=f"{_help('drafters')} Repeatable.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private", help=f"{_help('private')} Nor is the chat kept on disk.")
+    ] = None,
+) -> None:
+    """Chat at the terminal: drafts are dim until the target has confirmed them.
+
+    /help lists the chat's commands. Ctrl-C stops an answer, Ctrl-D leaves. In a pipe each line is a question,
+    and the answers go to standard output.
+    """
+    flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
+    settings, _ = _load(flags | {"drafters": flags["drafters"] or None}, config)
+    if code := asyncio.run(_chat(settings)):
+        raise typer.Exit(code)
+
+
+async def _chat(settings: EdgeConfig) -> int:
+    from edge_agent.chat.lines import plain_lines, typed_lines
+    from edge_agent.chat.saved import SavedChats, default_chat_dir
+    from edge_agent.chat.session import Chat
+    from edge_agent.chat.view import PlainView, choose_view
+
+    view = choose_view()
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    saved = None if settings.private else SavedChats(default_chat_dir())
+    # What `auto` loads can do all modes, so that /mode changes them and keeps the KV cache.
+    loaded_for = settings
+    if settings.mode != "cloud" and "model" in settings.drafters:
+        loaded_for = settings.model_copy(update={"mode": "auto"})
+    async with open_all(loaded_for) as parts:
+        chat = Chat(settings, parts, view, saved, interactive=interactive)
+        if interactive:
+            view.say([chat.greeting()])
+        if isinstance(view, PlainView):
+            return await chat.run(plain_lines(prompt=interactive))
+        history = None if saved is None else saved.typed_lines()
+        return await chat.run(typed_lines(history=history, status=chat.status, completions=chat.completions))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shared.config import EdgeConfig
@@ -60,8 +61,18 @@ async def open_parts(
         yield edge, cloud
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """An agent, and what it works with, as far as that is loaded."""
+
+    agent: Agent
+    edge: EdgeModel | None
+    cloud: Cloud | None
+    router: Router | None
+
+
 @asynccontextmanager
-async def open_agent(settings: EdgeConfig, *, num_slots: int = 1) -> AsyncIterator[Agent]:
+async def open_all(settings: EdgeConfig, *, num_slots: int = 1) -> AsyncIterator[Parts]:
     """See `open_parts`."""
     from edge_agent.agent import Agent
     from edge_agent.speeds import Speeds, speeds_file
@@ -72,7 +83,16 @@ async def open_agent(settings: EdgeConfig, *, num_slots: int = 1) -> AsyncIterat
             assert edge is not None
             assert cloud is not None
             router = _router(edge, cloud, settings, every=False)
-        yield Agent(settings, edge=edge, cloud=cloud, router=router, speeds=Speeds(speeds_file(settings)))
+        speeds = Speeds(speeds_file(settings))
+        agent = Agent(settings, edge=edge, cloud=cloud, router=router, speeds=speeds)
+        yield Parts(agent, edge, cloud, router)
+
+
+@asynccontextmanager
+async def open_agent(settings: EdgeConfig, *, num_slots: int = 1) -> AsyncIterator[Agent]:
+    """See `open_parts`."""
+    async with open_all(settings, num_slots=num_slots) as parts:
+        yield parts.agent
 
 
 @asynccontextmanager

@@ -96,14 +96,21 @@ def explanation(answer: Answer) -> list[str]:
     return lines or [f"mode {answer.mode} was asked for"]
 
 
+def decision_lines(decision: Decision) -> list[str]:
+    """Who answers, what the router estimates, and why."""
+    return [
+        f"route: {decision.route.value}",
+        f"probability that the cloud is needed: {decision.p_cloud:.2f}",
+        f"predicted length: {decision.predicted_tokens} tokens",
+        *(f"because {reason}" for reason in decision.reasons),
+    ]
+
+
 def print_decision(decision: Decision) -> None:
     """What `duet route` found, and why."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"route: {decision.route.value}")
-    console.print(f"probability that the cloud is needed: {decision.p_cloud:.2f}")
-    console.print(f"predicted length: {decision.predicted_tokens} tokens")
-    for reason in decision.reasons:
-        console.print(f"because {reason}", markup=False)
+    for line in decision_lines(decision):
+        console.print(line, markup=False)
     table = Table("probe", "value", "said", box=None)
     for name, reading in decision.probes.items():
         value = "not understood" if reading["value"] is None else f"{reading['value']:.2f}"

@@ -109,12 +109,7 @@ class Router:
         return question, await edge.run(lambda: reader.read(question, self.probes))
 
     async def _link(self, private: str | None) -> Link:
-        if private is not None:
-            return Link(up=False, detail="not asked")
-        try:
-            return Link(up=True, rtt_s=await self._cloud.ping())
-        except CloudError as error:
-            return Link(up=False, detail=str(error))
+        return Link(up=False, detail="not asked") if private is not None else await link_to(self._cloud)
 
     def _p_cloud(self, features: dict[str, float], readings: list[Reading]) -> float:
         if self._calibration is not None:
@@ -144,6 +139,14 @@ class Router:
         if self._calibration is None:
             remarks.append(f"{self._edge.model.name} has no calibration: the probability is a plain mean")
         return remarks
+
+
+async def link_to(cloud: Cloud) -> Link:
+    """The way to a cloud as it is now."""
+    try:
+        return Link(up=True, rtt_s=await cloud.ping())
+    except CloudError as error:
+        return Link(up=False, detail=str(error))
 
 
 def load_router(

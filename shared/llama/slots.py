@@ -85,9 +85,10 @@ class Slots:
     def _best_free(self, token_ids: list[int]) -> int:
         """The slot that holds most of the text already, or else the one unused for longest.
 
-        Half of it at least: every chat begins with the same few tokens of the template, and for those
-        nobody else's conversation should be overwritten.
+        Half of the text at least, or half of what the slot holds: every chat begins with the same few tokens
+        of the template, and for those nobody else's conversation should be overwritten.
         """
         shared = {slot: common_prefix(cached, token_ids) for slot, cached in self._free.items()}
         best = max(shared, key=lambda slot: shared[slot])
-        return best if 2 * shared[best] > len(token_ids) else next(iter(self._free))
+        is_worth_it = 2 * shared[best] > min(len(token_ids), len(self._free[best]))
+        return best if is_worth_it else next(iter(self._free))
