@@ -48,12 +48,13 @@ def _service(command: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _serve_script() -> None:
-    from cloud_service.server import configure_logging, serve
+    from cloud_service.server import serve
     from shared.config import CloudConfig
+    from shared.logs import configure_logging
     from tests.scripted_target import ScriptedTarget
 
     config = CloudConfig(listen="127.0.0.1:0", log_level="warning", max_draft_tokens=64)
-    configure_logging(config)
+    configure_logging(config.log_format, config.log_level)
     target = ScriptedTarget(lambda text: 1 + len(text) % 250)
     asyncio.run(serve(config, lambda: target, on_ready=lambda a: print(f"listening on {a}", flush=True)))
 

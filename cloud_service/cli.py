@@ -57,6 +57,8 @@ def serve(
     drain_s: Annotated[float | None, typer.Option(help=_help("drain_s"))] = None,
     log_format: Annotated[str | None, typer.Option(help=_help("log_format"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help=_help("metrics_listen"))] = None,
+    traces_to: Annotated[str | None, typer.Option(help=_help("traces_to"))] = None,
 ) -> None:
     """Serve a target model until SIGTERM.
 
@@ -74,8 +76,11 @@ def serve(
     # The engine and the server are imported here, so that help and bad settings answer at once.
     from cloud_service import server
     from cloud_service.targets.loading import target_loader
+    from shared.logs import configure_logging
+    from shared.tracing import send_to
 
-    server.configure_logging(settings)
+    configure_logging(settings.log_format, settings.log_level)
+    send_to(settings.traces_to, "duet-cloud")
     with pull_progress() as progress:
         load_target = target_loader(settings, progress)
     asyncio.run(server.serve(settings, load_target, on_ready=_announce))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,12 +15,14 @@ from edge_agent.auto import auto
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.store import default_store_dir
 from edge_agent.edge_model import EdgeModel
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.observing import Observed, observed
 from edge_agent.remote import Cloud, Meter
 from edge_agent.resume import TargetStreams
 from edge_agent.routing.privacy import PrivacyRule
 from edge_agent.routing.router import Router
 from edge_agent.speeds import Speeds
-from edge_agent.steps import Decided, Drafted, Prompted, Step
+from edge_agent.steps import Decided, Drafted, Prompted, Resumed, Step
 from shared.config import EdgeConfig, for_request
 from shared.controller import Chosen, Way
 from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong
@@ -87,6 +89,7 @@ class _Call:
     provisional: bool
     edge: EdgeModel | None
     drafters: Drafters
+    observed: Observed
 
 
 _NOTHING_UNVERIFIED = Provisional("", 0)
@@ -117,6 +120,7 @@ class Agent:
         self._config = config
         self._edge = edge
         self._cloud = cloud
+        self.metrics = EdgeMetrics(cloud)
         self._drafters = Drafters(
             edge,
             config.drafters,
@@ -134,7 +138,12 @@ class Agent:
                 yield event
 
     async def chat(
-        self, messages: Sequence[Message], *, provisional: bool = False, **settings: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        provisional: bool = False,
+        request_id: str | None = None,
+        **settings: Any,
     ) -> AsyncGenerator[Event, None]:
         """Answer the last of the messages.
 
@@ -144,10 +153,26 @@ class Agent:
 
         Args:
             provisional: yield `Provisional`s too.
+            request_id: names the request in logs and traces here and in the cloud; unset draws one.
             settings: of this request, in place of the agent's own: any of `shared.config.REQUEST_SETTINGS`.
         Raises:
             DuetError: see `shared.errors`; text that was yielded stands.
         """
+        with observed(self.metrics, request_id) as request:
+            answering = self._request(request, messages, provisional, settings)
+            async with aclosing(answering) as events:
+                async for event in events:
+                    if isinstance(event, Answer):
+                        request.answered(event)
+                    yield event
+
+    async def _request(
+        self,
+        request: Observed,
+        messages: Sequence[Message],
+        provisional: bool,
+        settings: Mapping[str, Any],
+    ) -> AsyncGenerator[Event, None]:
         started = time.monotonic()
         config = for_request(self._config, settings)
         self._check_parts(config)
@@ -158,7 +183,7 @@ class Agent:
                 f"the prompt is private ({private}), and mode {config.mode} would send it away; use"
                 " --mode auto or local. The settings private_patterns and detect_private say what is private"
             )
-        call = _Call(config, started, private, provisional, self._edge, self._drafters)
+        call = _Call(config, started, private, provisional, self._edge, self._drafters, request)
         if self._edge is None or config.mode == "cloud":
             async with aclosing(self._chat(call, list(messages))) as events:
                 async for event in events:
@@ -232,6 +257,8 @@ class Agent:
                     yield step
                 elif isinstance(step, Decided):
                     yield Routed(step.decision.route.value, step.decision)
+                elif isinstance(step, Resumed):
+                    call.observed.resumed(step.after_s)
                 elif isinstance(step, Drafted):
                     drafted = Provisional(text.preview(step.pieces), len(step.pieces))
                     if drafted != unverified or (drafted.num_tokens and text_follows):
@@ -272,6 +299,7 @@ class Agent:
             config=config,
             speeds=self._speeds,
             meter=meter,
+            observed=call.observed,
             show_drafts=call.provisional,
         )
         if config.mode == "cloud":

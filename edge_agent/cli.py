@@ -95,6 +95,11 @@ def ask(
     settings, _ = _load(flags, config)
     if question is None:
         question = _read_stdin()
+    from shared.logs import configure_logging
+    from shared.tracing import send_to
+
+    configure_logging(settings.log_format, settings.log_level)
+    send_to(settings.traces_to, "duet")
     asyncio.run(_ask(question, settings, show_origin=show_origin, explain=explain, as_json=as_json))
 
 

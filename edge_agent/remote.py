@@ -81,6 +81,7 @@ class Cloud:
         """The preferred one first."""
         self._one_answers = asyncio.Event()
         self._pinned: Opened | None = None
+        self._metadata_of_answer: tuple[tuple[str, str], ...] = ()
         self._salt = secrets.token_bytes(16)
 
     async def __aenter__(self) -> Cloud:
@@ -97,9 +98,11 @@ class Cloud:
         """How each stands, the preferred one first."""
         return [replica.status for replica in self._replicas]
 
-    def for_answer(self) -> Cloud:
-        """The same replicas, for one answer, which may be pinned."""
-        return copy.copy(self)
+    def for_answer(self, metadata: tuple[tuple[str, str], ...]) -> Cloud:
+        """The same replicas for one answer: it may be pinned, and its calls carry its metadata."""
+        view = copy.copy(self)
+        view._metadata_of_answer = metadata
+        return view
 
     def pin(self, opened: Opened) -> None:
         """From now on, take only streams that carry on one which was told this."""
@@ -212,7 +215,8 @@ class Cloud:
         raise error
 
     def _metadata(self, replica: Replica, request: Open) -> tuple[tuple[str, str], ...]:
-        return ((wire.SESSION, session_key(request.prompt, self._salt, replica.num_failures)),)
+        session = session_key(request.prompt, self._salt, replica.num_failures)
+        return ((wire.SESSION, session), *self._metadata_of_answer)
 
     async def _described(
         self, replica: Replica, stub: Any, request: pb2.DescribeRequest, timeout_s: float

@@ -16,16 +16,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
 
+from opentelemetry.trace import SpanKind
+
 from edge_agent import modes
 from edge_agent.drafting.base import Proposal
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.llama import LlamaDrafter
 from edge_agent.edge_model import EdgeModel
 from edge_agent.fastest import fastest
+from edge_agent.observing import Observed
 from edge_agent.remote import Cloud, Meter
 from edge_agent.speculation import end_tasks
 from edge_agent.speeds import Speeds
 from edge_agent.steps import Drafted, Prompted, Resumed, Step
+from shared import tracing
 from shared.breaker import Backoff
 from shared.config import EdgeConfig
 from shared.errors import CloudError, CloudUnavailable
@@ -66,6 +70,7 @@ class TargetStreams:
     config: EdgeConfig
     speeds: Speeds
     meter: Meter
+    observed: Observed
     show_drafts: bool = False
     """Yield `Drafted` whenever it changes."""
 
@@ -110,21 +115,17 @@ class TargetStreams:
     async def _survive(
         self, attempt: Attempt, request: Open, drafted: Sequence[Proposal] = ()
     ) -> AsyncGenerator[Step, None]:
-        remote = self.remote.for_answer()
         committed = list(request.committed)
         opened: Opened | None = None
         outage: _Outage | None = None
         while True:
             try:
-                async with aclosing(attempt(remote, request, drafted)) as steps:
+                async with aclosing(self._traced(attempt, request, drafted, opened)) as steps:
                     async for step in steps:
                         if isinstance(step, Prompted):
+                            opened = opened or step.opened
                             if outage is not None:
                                 continue  # it was told before
-                            if opened is None:
-                                assert step.opened is not None, "a cloud's stream is opened"
-                                opened = step.opened
-                                remote.pin(opened)
                         elif isinstance(step, Token):
                             committed.append(step.id)
                             if outage is not None:
@@ -132,33 +133,53 @@ class TargetStreams:
                                 outage = None
                         elif step is FinishReason.DRAIN:
                             raise CloudUnavailable(
-                                f"the cloud at {remote.address} left, and no replica took the answer over"
+                                f"the cloud at {self.remote.address} left, and no replica took over"
                             )
                         yield step
                 return
             except CloudError as error:
                 if opened is None or not is_resumable(error):
                     raise
+                self.observed.lost(error, len(committed))
                 outage = outage or _Outage(error)
                 outage.error = error
                 outage.num_failures += 1
             request = to_resume(request, opened, tuple(committed))
-            async with aclosing(self._bridge(outage, remote, request, opened)) as meanwhile:
+            async with aclosing(self._bridge(outage, request, opened)) as meanwhile:
                 async for step in meanwhile:
                     yield step
             if outage.over:
                 return
             drafted = outage.written
 
-    async def _bridge(
-        self, outage: _Outage, remote: Cloud, request: Open, opened: Opened
+    async def _traced(
+        self, attempt: Attempt, request: Open, drafted: Sequence[Proposal], told: Opened | None
     ) -> AsyncGenerator[Step, None]:
+        """One attempt, in a span of its own; the replicas must say what the first one said.
+
+        Args:
+            told: by the first; None where there was none yet.
+        """
+        parent = tracing.below(self.observed.span)
+        with tracing.span("duet.stream", parent, kind=SpanKind.CLIENT) as span:
+            remote = self.remote.for_answer(self.observed.metadata(span))
+            async with aclosing(attempt(remote, request, drafted)) as steps:
+                if told is not None:
+                    remote.pin(told)
+                async for step in steps:
+                    if told is None and isinstance(step, Prompted):
+                        told = step.opened
+                        assert told is not None, "a cloud's stream is opened"
+                        remote.pin(told)
+                    yield step
+
+    async def _bridge(self, outage: _Outage, request: Open, opened: Opened) -> AsyncGenerator[Step, None]:
         """Until a replica answers. Raises what broke the stream where that takes too long."""
         if self.config.on_outage is OnOutage.STOP:
-            await _take_over(outage, remote)
+            await _take_over(outage, self.remote)
             return
-        writer = await self._writer(outage, remote, request, opened)
-        back = asyncio.create_task(_back(outage, remote))
+        writer = await self._writer(outage, request, opened)
+        back = asyncio.create_task(_back(outage, self.remote))
         writing: asyncio.Task[None] | None = None
         ends_s = outage.began_s + self.config.outage_patience_s
         notice_s = outage.began_s + _SILENT_S
@@ -197,12 +218,12 @@ class TargetStreams:
             return f"waiting up to {self.config.outage_patience_s:g} s for the cloud: {outage.error}"
         return f"the edge model goes on until the cloud is back to verify it: {outage.error}"
 
-    async def _writer(self, outage: _Outage, remote: Cloud, request: Open, opened: Opened) -> _Writer | None:
+    async def _writer(self, outage: _Outage, request: Open, opened: Opened) -> _Writer | None:
         """Who goes on alone; None where nobody can, or shall."""
         if self.config.on_outage is not OnOutage.CONTINUE or self.edge is None or not self.edge.can_draft:
             return None
         try:
-            drafting = await self.drafters.for_stream(remote, request, opened)
+            drafting = await self.drafters.for_stream(self.remote, request, opened)
         except CloudError:  # the target's vocabulary was never needed, and now cannot be had
             return None
         if drafting.translated:

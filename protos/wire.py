@@ -45,6 +45,9 @@ ERROR_KIND = "duet-error"
 SESSION = "duet-session"
 """Metadata of a call with a name for its chat, for balancers; see `shared.affinity`."""
 
+REQUEST_ID = "duet-request-id"
+"""Metadata of a call: the name of the request that it serves, in the logs of both sides."""
+
 MAX_MESSAGE_BYTES = 32 * 2**20
 """A whole vocabulary is the largest message: 262k tokens are about 4 MB."""
 

@@ -83,6 +83,8 @@ Secret = Annotated[SecretStr, Field(min_length=16)]
 """Never shown, in errors neither."""
 StopText = Annotated[str, Field(min_length=1)]
 DrafterName = Literal["model", "lookup", "retrieval"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 CacheType = Literal["f16", "f32", "q8_0"]
 
 
@@ -176,6 +178,12 @@ class EdgeConfig(_Settings):
     """What a running answer does while the cloud is away: wait, continue with the edge model, or stop."""
     outage_patience_s: float = Field(60.0, gt=0.0, allow_inf_nan=False)
     """Seconds that a running answer waits for the cloud to come back."""
+    log_format: LogFormat = "text"
+    """One line or one JSON object per log record."""
+    log_level: LogLevel = "warning"
+    """Least severe record that is logged."""
+    traces_to: Url | None = None
+    """URL of an OpenTelemetry collector (OTLP over gRPC) that gets the traces."""
     token: Secret | None = None
     """Token that the cloud asks for; better in DUET_TOKEN than in a file. Never sent in plain text to
     another machine."""
@@ -301,10 +309,14 @@ class CloudConfig(_Settings):
     """Seconds that a stream waits for a slot before it is refused."""
     drain_s: float = Field(10.0, ge=0.0)
     """Seconds that running streams get to finish after SIGTERM, before they are handed back."""
-    log_format: Literal["text", "json"] = "text"
+    log_format: LogFormat = "text"
     """One line or one JSON object per log record."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: LogLevel = "info"
     """Least severe record that is logged."""
+    metrics_listen: Address | None = None
+    """HOST:PORT at which Prometheus reads the metrics."""
+    traces_to: Url | None = None
+    """URL of an OpenTelemetry collector (OTLP over gRPC) that gets the traces."""
 
 
 Settings = TypeVar("Settings", EdgeConfig, CloudConfig)

@@ -22,6 +22,7 @@ import psutil
 from cloud_service import server
 from cloud_service.targets.base import Target
 from shared.config import CloudConfig
+from shared.logs import configure_logging
 from tests.scripted_target import ScriptedTarget
 from tests.service import float32_target
 
@@ -140,7 +141,7 @@ def count_up(text: object) -> int:
 
 
 def _serve(config: CloudConfig, load: Callable[[], Target], ready: Connection) -> None:
-    server.configure_logging(config)
+    configure_logging(config.log_format, config.log_level)
     asyncio.run(server.serve(config, load, on_ready=ready.send))
 
 

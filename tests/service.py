@@ -20,6 +20,7 @@ from pathlib import Path
 
 import grpc
 from numpy.typing import NDArray
+from opentelemetry.trace import INVALID_SPAN
 
 from cloud_service.server import KEEPALIVE
 from cloud_service.servicer import SpeculationServicer
@@ -28,6 +29,8 @@ from cloud_service.targets.llama_cpp import LlamaCppTarget
 from edge_agent import modes, speculation
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.observing import Observed
 from edge_agent.pacing import Pacing
 from edge_agent.remote import Cloud, Meter
 from edge_agent.steps import Round, Step
@@ -433,3 +436,8 @@ async def _collect(steps: AsyncIterator[Step]) -> Completion:
             )
     assert completion is not None, "a mode ends with a reason"
     return completion
+
+
+def unobserved() -> Observed:
+    """For a stream that no agent runs."""
+    return Observed("test", INVALID_SPAN, EdgeMetrics())

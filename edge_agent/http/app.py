@@ -7,6 +7,7 @@ import re
 import time
 from importlib.metadata import version
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -43,6 +44,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/health", health),
+            Route("/metrics", metrics),
             Route("/v1/models", list_models),
             Route("/v1/models/{model}", show_model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -60,6 +62,11 @@ def create_app(
 
 async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok", "version": version("duet-llm")})
+
+
+async def metrics(request: Request) -> Response:
+    agent: Agent = request.app.state.agent
+    return Response(agent.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def list_models(request: Request) -> Response:

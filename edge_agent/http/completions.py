@@ -40,7 +40,9 @@ async def chat_completions(request: Request) -> Response:
     asked = parse(ChatCompletion, await request.body())
     agent: Agent = request.app.state.agent
     messages = [message.as_message() for message in asked.messages]
-    events = agent.chat(messages, mode=mode_of(asked.model), **asked.settings())
+    events = agent.chat(
+        messages, request_id=request_id(request), mode=mode_of(asked.model), **asked.settings()
+    )
     answering = _Answering(asked.model)
     if not asked.stream:
         body = await unless_gone(request, answering.whole(events))
@@ -53,6 +55,11 @@ async def chat_completions(request: Request) -> Response:
         headers=queue_header(position),
         stall_timeout_s=request.app.state.stall_timeout_s,
     )
+
+
+def request_id(request: Request) -> str | None:
+    """The client's own name for the request, for the logs."""
+    return request.headers.get("x-request-id")
 
 
 def queue_header(position: int) -> dict[str, str]:

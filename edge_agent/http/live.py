@@ -31,6 +31,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edge_agent.agent import Agent
+from edge_agent.http.completions import request_id
 from edge_agent.http.errors import as_api_error, error_body
 from edge_agent.http.requests import LiveChat, parse
 from edge_agent.http.streaming import StreamedResponse, to_json
@@ -44,7 +45,7 @@ async def live_chat(request: Request) -> Response:
     agent: Agent = request.app.state.agent
     messages = [message.as_message() for message in asked.messages]
     return StreamedResponse(
-        _lines(agent.chat(messages, provisional=True, **asked.settings)),
+        _lines(agent.chat(messages, provisional=True, request_id=request_id(request), **asked.settings)),
         media_type="application/x-ndjson",
         stall_timeout_s=request.app.state.stall_timeout_s,
     )

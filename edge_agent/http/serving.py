@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -13,9 +12,11 @@ import uvicorn
 
 from edge_agent.http.app import create_app
 from edge_agent.opening import open_agent
+from shared import tracing
 from shared.addresses import check_exposure
 from shared.config import EdgeConfig
 from shared.errors import AddressInUse
+from shared.logs import configure_logging
 
 _FINISH_S = 10.0
 """Seconds that running answers get after a signal to stop."""
@@ -38,7 +39,8 @@ async def serve(settings: EdgeConfig, *, on_ready: Callable[[str], None] = lambd
         insecure=settings.serve_insecure,
         remedy="set tls_cert, tls_key and api_key, or serve_insecure where the network itself is trusted",
     )
-    logging.basicConfig(level=logging.WARNING, format="duet: %(message)s")
+    configure_logging(settings.log_format, settings.log_level)
+    tracing.send_to(settings.traces_to, "duet")
     with _bound(settings.host, settings.port) as listening:
         scheme = "https" if settings.tls_cert else "http"
         host, port = listening.getsockname()[:2]

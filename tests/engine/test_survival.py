@@ -28,7 +28,7 @@ from shared.messages import FinishReason, Open
 from shared.resumption import OnOutage
 from tests.engine.test_lossless import random_requests
 from tests.mortal import MortalCloud, mortal_clouds, tiny_target
-from tests.service import TargetAlone, connection, loaded_edge, together
+from tests.service import TargetAlone, connection, loaded_edge, together, unobserved
 from tests.tiny_pair import TinyPair
 
 pytestmark = pytest.mark.engine
@@ -88,6 +88,7 @@ def target_streams(edge: EdgeModel, cloud: Cloud, i: int = 0, patience_s: float 
         ),
         speeds=Speeds(),
         meter=Meter(),
+        observed=unobserved(),
     )
 
 

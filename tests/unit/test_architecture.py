@@ -14,7 +14,14 @@ MAY_IMPORT = {
     "edge_agent": {"edge_agent", "protos", "shared"},
     "cloud_service": {"cloud_service", "protos", "shared"},
 }
-APART = {"shared.settings", "shared.terminal", "shared.llama", "shared.models"}
+APART = {
+    "shared.settings",
+    "shared.logs",
+    "shared.tracing",
+    "shared.terminal",
+    "shared.llama",
+    "shared.models",
+}
 """What in `shared` does I/O."""
 PURE = [
     *(path for path in sorted((ROOT / "shared").glob("*.py")) if f"shared.{path.stem}" not in APART),
