@@ -194,6 +194,17 @@ class EdgeModel:
         while len(ids) - common_prefix(self.context.cached[self.sequence], ids) > READ_TOKENS:
             await self.run(step)
 
+    async def read_beginning(self, token_ids: Sequence[int]) -> None:
+        """Evaluate a text's first tokens, as many as one turn takes; a KV cache with them is left alone."""
+        ids = list(token_ids[:READ_TOKENS])
+
+        def read() -> None:
+            if common_prefix(self.context.cached[self.sequence], ids) < len(ids):
+                kept = self.context.align(self.sequence, ids)
+                self.context.extend(self.sequence, ids[kept:], 0)
+
+        await self.run(read)
+
     async def close(self) -> None:
         await self.run(self.context.close)
         self._worker.close()

@@ -49,7 +49,7 @@ async def speculate(
     session = EdgeSession(request.committed)
     session.send_open()
     began = time.monotonic()
-    async with remote.speculate(request, meter) as stream:
+    async with drafters.reading(request), remote.speculate(request, meter) as stream:
         opened = stream.opened
         pacing.opened(opened, time.monotonic() - began)
         session.receive_opened(opened)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +68,25 @@ class Drafters:
         drafters = copy.copy(self)
         drafters.edge = edge
         return drafters
+
+    @asynccontextmanager
+    async def reading(self, request: Open) -> AsyncIterator[None]:
+        """Meanwhile the edge model reads the prompt's beginning, by its own chat template.
+
+        A target of the same family has the same template: while the request travels, the work of the first
+        draft is done.
+        """
+        chat = [part for part in request.prompt if isinstance(part, Message)]
+        if self.edge is None or Source.MODEL not in self._names or not chat:
+            yield
+            return
+        # All but the last token, which drafting evaluates.
+        reading = asyncio.create_task(self.edge.read_beginning(self.edge.model.render_chat(chat)[:-1]))
+        try:
+            yield
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def for_stream(self, remote: Cloud, request: Open, opened: Opened) -> StreamDrafter:
         """Drafters of the target's tokens.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import aclosing, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 from edge_agent.agent import Agent
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.pacing import Pacing
-from edge_agent.remote import Meter
+from edge_agent.remote import Meter, SpeculateStream
 from edge_agent.speculation import speculate as steps_of
 from shared.config import EdgeConfig
 from shared.draft_ahead import Pace
@@ -22,7 +22,7 @@ from shared.drafts import Source
 from shared.errors import InvalidDraft
 from shared.events import Answer, Token
 from shared.llama import DecodeAborted
-from shared.messages import Draft, Open
+from shared.messages import Draft, Message, Open
 from shared.sampling import Sampling
 from shared.session import Origin
 from tests.engine.test_lossless import random_requests
@@ -288,3 +288,32 @@ async def test_an_edge_whose_draft_is_refused_while_it_writes_the_next_learns_wh
                 with pytest.raises(InvalidDraft, match="draft starts at 7, expected 0"):
                     await stream.receive()
         await eventually(lambda: servicer.num_streams == 0)
+
+
+# A request that travels
+
+
+async def test_the_edge_reads_the_prompt_while_the_request_travels(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first draft comes no later for a link that takes its time to answer."""
+    question = Message("user", "Name the three primary colours of light, and say why they are three.")
+    request = Open(prompt=(question,), sampling=Sampling(temperature=0.0), seed=0, max_tokens=4)
+    async with (
+        in_process_cloud(tiny_pair.target_gguf) as service,
+        loaded_edge(tiny_pair.draft_gguf) as edge,
+        connection(service.address) as cloud,
+    ):
+        prompt = edge.model.render_chat([question])
+        opens = cloud.speculate
+
+        @asynccontextmanager
+        async def held(request: Open, meter: Meter) -> AsyncIterator[SpeculateStream]:
+            await eventually(lambda: edge.context.cached[edge.sequence] == prompt[:-1])
+            assert edge.context.num_decoded_tokens == len(prompt) - 1
+            async with opens(request, meter) as stream:
+                yield stream
+
+        monkeypatch.setattr(cloud, "speculate", held)
+        await speculate(edge, cloud, request, 4)
+        assert edge.context.num_decoded_tokens < 2 * len(prompt) - 1, "the prompt was read once"
