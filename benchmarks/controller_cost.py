@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable
 
 from benchmarks.harness import Summary, save, summarise
-from benchmarks.record_pair import RECORDING
+from benchmarks.recorded import load
 from benchmarks.virtual_link import World, run_auto
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
@@ -81,10 +80,10 @@ def microseconds(one: Callable[[int], None]) -> Summary:
 
 
 def main() -> None:
-    answers = json.loads(RECORDING.read_text(encoding="utf-8"))["answers"]
+    answers = load().answers
     controller = SpeedController()
     for answer in answers[:5]:  # a controller that has something to predict from
-        run_auto(World(5e-3, 0.025, 0.05, lambda _: 0.031), [bool(same) for same, _ in answer], controller)
+        run_auto(World(5e-3, 0.025, 0.05, lambda _: 0.031), answer, controller)
     parts = {
         "controller": microseconds(controller_round(controller)),
         "protocol": microseconds(protocol_round()),

@@ -8,7 +8,6 @@ prompt's reading left out.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import save
-from benchmarks.record_pair import RECORDING
+from benchmarks.recorded import Answer, load
 from benchmarks.virtual_link import Outcome, World, run_auto, run_fixed, run_server_side
 from shared.controller import DRAFT_LENGTHS, MAX_WINDOW_TOKENS, Plan, SpeedController, Way
 
@@ -31,7 +30,7 @@ WARM_UP_TOKENS = 64
 ORDERS = 5
 """`auto` learns as it goes, so it runs over the answers in so many random orders."""
 PLOT = Path(__file__).parent.parent / "docs" / "link_speed.svg"
-Answers = Sequence[Sequence[bool]]
+Answers = Sequence[Answer]
 
 
 def h100_pass(t_step: float, num_tokens: int) -> float:
@@ -213,7 +212,7 @@ def ceiling(cell: Cell, answers: Answers) -> Result:
     world = cell.world
     outcomes = []
     for answer in answers:
-        runs = np.diff([0, *(i + 1 for i, same in enumerate(answer) if not same), len(answer)])
+        runs = np.diff([0, *(i + 1 for i, each in enumerate(answer) if not each.agrees), len(answer)])
         drafting = len(answer) * world.t_draft
         waiting = int(np.count_nonzero(runs)) * (world.verify(1) + world.rtt)
         outcomes.append(Outcome(num_tokens=len(answer), seconds=world.rtt + drafting + waiting))
@@ -266,9 +265,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draft-ms", type=float, default=5.0, help="a draft step at the edge")
     arguments = parser.parse_args()
-    recorded = json.loads(RECORDING.read_text(encoding="utf-8"))
-    answers = [[bool(same) for same, _ in answer] for answer in recorded["answers"]]
-    num_tokens = sum(map(len, answers))
+    recorded = load()
+    answers = recorded.answers
     cells = []
     for curve in CURVES:
         for step in TARGET_STEPS:
@@ -278,8 +276,8 @@ def main() -> None:
     command = f"python -m benchmarks.link --draft-ms {arguments.draft_ms:g}"
     setting = (
         f"**Simulated** on a virtual clock: real session state machines and controller,"
-        f" {recorded['draft']} and {recorded['target']} as recorded on {len(answers)} prompts of"
-        f" {recorded['data']} ({num_tokens} tokens, greedy, {sum(map(sum, answers)) / num_tokens:.2f} agree),"
+        f" {recorded.draft} and {recorded.target} as recorded on {len(answers)} prompts of"
+        f" {recorded.data} ({recorded.num_tokens} tokens, greedy, {recorded.agreement:.2f} agree),"
         f" a draft step of {arguments.draft_ms:g} ms, the prompt's reading left out. A pass of K draft tokens"
         " costs, H100 (vLLM, measured with other models): a target step + 6 ms + 0.02 ms a token; CPU"
         " (llama.cpp, 2 threads, measured): 1, 2.19, 5.6, 5.6 steps for 1, 4, 8, 16 tokens. Server side:"

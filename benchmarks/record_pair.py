@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import machine
+from benchmarks.recorded import RECORDING
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
 from shared.models import Registry, resolve
 
-RECORDING = Path(__file__).with_name("recordings") / "greedy_pair.json"
 CONTEXT_TOKENS = 1024
 
 

@@ -1,30 +1,30 @@
 """An edge, a link and a cloud on a virtual clock: real sessions and controller, recorded models.
 
-The state machines of `shared.session` exchange real messages; what the models would say comes from a
-recording (`benchmarks.record_pair`), and how long drafting, passes and messages take from a `World`. Not
-modelled: reading the prompt, which costs every way the same; bandwidth, since messages are tens of bytes;
-and our own code. What a drafter writes after a wrong token of its own is not recorded; under lossless it
-is void whatever it is.
+The state machines of `shared.session` exchange real messages, `shared.draft_ahead` decides about drafts; what
+the models would say is recorded (`benchmarks.recorded`), and how long drafting, passes and messages take
+comes from a `World`. Not modelled: reading the prompt, which costs every way the same; bandwidth, since
+messages are tens of bytes; and our own code.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 
+from benchmarks.recorded import VOCABULARY_SIZE, Answer, propose, target_id
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
 from shared.controller import EVERY_WAY, Choices, Plan, SpeedController, Way
+from shared.draft_ahead import DraftAhead, Pace, Wanted
+from shared.drafts import Proposal
 from shared.messages import Draft, Opened, Timings, Tokens, Verdict
 from shared.sampling import Sampling
-from shared.session import CloudSession, EdgeSession, EdgeState
+from shared.session import CloudSession, EdgeSession
 
 STREAM_LOOK = 8
 """Tokens of the cloud's stream between two questions to the controller."""
-_FIRST_ID = 1_000
-_WRONG_ID = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,6 @@ class Clock:
             work()
 
 
-def target_id(position: int) -> int:
-    """Ids that take as many bytes as real ones."""
-    return _FIRST_ID + position
-
-
 class Cloud:
     """The cloud's session and a target that takes its time: a pass at once where one is due."""
 
@@ -93,7 +88,7 @@ class Cloud:
             max_tokens=max_tokens,
             max_draft_tokens=64,
             end_token_ids=frozenset(),
-            legal_token_ids=range(1 << 20),
+            legal_token_ids=range(VOCABULARY_SIZE),
         )
 
     def receive(self, draft: Draft, answer: Callable[[Verdict], None]) -> None:
@@ -117,19 +112,17 @@ class Cloud:
 
 @dataclass
 class Speculation:
-    """One answer, or its rest, by drafts. Drafts token by token; a verdict is seen when the token is done."""
+    """One answer, or its rest, by drafts. A verdict that comes meanwhile is seen when a proposal is made."""
 
     clock: Clock
     world: World
-    agrees: Sequence[bool]
-    """[num_tokens of the answer]: whether the drafter's token is the target's."""
+    answer: Answer
     committed: list[int]
     plan: Callable[[], Plan]
     controller: SpeedController | None
     outcome: Outcome
     left: bool = False
     """The plan turned to the cloud's stream."""
-    _drafted: list[int] = field(default_factory=list)
     _drafting: bool = False
     _sent_at: float | None = None
     """When the first of the drafts in flight left, so long as its verdict is due."""
@@ -138,76 +131,68 @@ class Speculation:
         """Returns what is committed when the answer is whole or the plan left."""
         self.session = EdgeSession(self.committed)
         self.session.send_open()
-        self.cloud = Cloud(self.clock, self.world, self.committed, len(self.agrees))
+        self.cloud = Cloud(self.clock, self.world, self.committed, len(self.answer))
         self._last_verdict_at = self.clock.now
         self.clock.after(self.world.rtt, self._opened)
-        self.clock.run(lambda: self.left or len(self.session.committed) >= len(self.agrees))
+        self.clock.run(lambda: self.left or len(self.session.committed) >= len(self.answer))
         self.outcome.num_passes += self.cloud.session.num_rounds
         return self.session.committed
 
     def _opened(self) -> None:
-        self.session.receive_opened(
-            Opened(
-                model="recorded",
-                prompt_token_ids=(),
-                end_token_ids=frozenset(),
-                sampling=Sampling(),
-                max_tokens=len(self.agrees),
-                max_draft_tokens=64,
-                vocabulary_sha256="",
-            )
+        opened = Opened(
+            model="recorded",
+            prompt_token_ids=(),
+            end_token_ids=frozenset(),
+            sampling=Sampling(),
+            max_tokens=len(self.answer),
+            max_draft_tokens=64,
+            vocabulary_sha256="",
         )
+        self.session.receive_opened(opened)
         if self.controller is not None:
             self.controller.observe_round_trip(self.world.rtt)
-        self._follow(self.plan())
+        plan = self.plan()
+        self.ahead = DraftAhead(self.session, opened, pace_of(plan))
+        self._follow(plan)
 
     def _follow(self, plan: Plan) -> None:
-        self._plan = plan
         self.left = plan.way is Way.CLOUD
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """Draft another token, send what is ready, or wait."""
-        left = len(self.agrees) - self.session.position
-        if self._drafting or self.left or self.session.state is not EdgeState.DRAFTING or not left:
+        if self.left:
             return
-        proactive = self._plan.way is Way.PROACTIVE
-        # The target's own token closes a round, so a draft that waits for it leaves room for one.
-        wanted = min(self._plan.num_draft_tokens, left if proactive else left - 1)
-        if len(self._drafted) >= wanted:
-            self._send(more=proactive)
-        elif not proactive or self.session.num_in_flight + len(self._drafted) < self._plan.window_tokens:
-            self._drafting = True
-            epoch = self.session.epoch
-            self.clock.after(self.world.t_draft, lambda: self._one_drafted(epoch))
+        self.ahead.pace = pace_of(plan)
+        alone = not self.session.num_in_flight
+        if (draft := self.ahead.next_draft()) is not None:
+            self._send(draft, alone=alone)
+            self._follow(self.plan())
+        elif not self._drafting:
+            step = 1 if plan.way is Way.PROACTIVE else plan.num_draft_tokens
+            if (wanted := self.ahead.wanted(step)) is not None:
+                self._drafting = True
+                proposals = propose(self.answer, wanted.text_ids, wanted.num_tokens, wanted.stop)
+                seconds = self.world.t_draft * max(len(proposals), 1)
+                self.clock.after(seconds, lambda: self._proposed(wanted, proposals, seconds))
 
-    def _one_drafted(self, epoch: int) -> None:
+    def _proposed(self, wanted: Wanted, proposals: list[Proposal], seconds: float) -> None:
         self._drafting = False
         if self.controller is not None:
-            self.controller.observe_draft(1, self.world.t_draft)
-        if epoch == self.session.epoch:
-            position = self.session.position + len(self._drafted)
-            self._drafted.append(target_id(position) if self.agrees[position] else _WRONG_ID + position)
-        self._go_on()
+            self.controller.observe_draft(len(proposals), seconds)
+        self.ahead.add(wanted, proposals)
+        self._follow(self.plan())
 
-    def _send(self, *, more: bool) -> None:
-        alone = not self.session.num_in_flight
-        draft = self.session.send_draft(self._drafted, more=more)
-        self._drafted = []
+    def _send(self, draft: Draft, *, alone: bool) -> None:
         if alone:
             self._sent_at = self.clock.now
         self.outcome.num_bytes += pb2.SpeculateRequest(draft=wire.encode_draft(draft)).ByteSize()
-        self.clock.after(self.world.rtt / 2, lambda: self.cloud.receive(draft, self._answer))
-        self._follow(self.plan())
+        self.clock.after(self.world.rtt / 2, lambda: self.cloud.receive(draft, self._verdict))
 
-    def _answer(self, verdict: Verdict) -> None:
+    def _verdict(self, verdict: Verdict) -> None:
         self.outcome.num_bytes += pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict)).ByteSize()
         self.clock.after(self.world.rtt / 2, lambda: self._judged(verdict))
 
     def _judged(self, verdict: Verdict) -> None:
-        commit = self.session.receive_verdict(verdict)
-        if commit.rolled_back:
-            self._drafted = []
+        if self.left:
+            return
+        commit = self.ahead.receive(verdict)
         if not self.outcome.first_token_s and commit.token_ids:
             self.outcome.first_token_s = self.clock.now
         if self.controller is not None:
@@ -225,26 +210,32 @@ class Speculation:
         self._follow(self.plan())
 
 
-def run_fixed(world: World, agrees: Sequence[bool], plan: Plan) -> Outcome:
+def pace_of(plan: Plan) -> Pace:
+    """Of a plan that drafts."""
+    window = plan.window_tokens if plan.way is Way.PROACTIVE else None
+    return Pace(max_draft_tokens=max(plan.num_draft_tokens, 1), max_in_flight_tokens=window)
+
+
+def run_fixed(world: World, answer: Answer, plan: Plan) -> Outcome:
     """One answer by one plan."""
-    return _Answer(world, agrees, lambda: plan, None).run()
+    return _Answer(world, answer, lambda: plan, None).run()
 
 
 def run_auto(
-    world: World, agrees: Sequence[bool], controller: SpeedController, choices: Choices = EVERY_WAY
+    world: World, answer: Answer, controller: SpeedController, choices: Choices = EVERY_WAY
 ) -> Outcome:
     """One answer as the controller says."""
     controller.begin_stream(choices=choices)
-    return _Answer(world, agrees, controller.plan, controller).run()
+    return _Answer(world, answer, controller.plan, controller).run()
 
 
-def run_server_side(world: World, agrees: Sequence[bool], num_draft_tokens: int) -> Outcome:
+def run_server_side(world: World, answer: Answer, num_draft_tokens: int) -> Outcome:
     """Draft and target both at the cloud: stop and wait without a link between them, the result streamed."""
     plan = Plan(Way.STOP_AND_WAIT, num_draft_tokens, num_draft_tokens, None, "fixed")
-    outcome = run_fixed(replace(world, rtt=0.0), agrees, plan)
+    outcome = run_fixed(replace(world, rtt=0.0), answer, plan)
     outcome.seconds += world.rtt
     outcome.first_token_s += world.rtt
-    outcome.num_bytes = len(agrees) * _tokens_bytes(0)
+    outcome.num_bytes = len(answer) * _tokens_bytes(0)
     return outcome
 
 
@@ -253,22 +244,22 @@ class _Answer:
     """One answer, one way after the other."""
 
     world: World
-    agrees: Sequence[bool]
+    answer: Answer
     plan: Callable[[], Plan]
     controller: SpeedController | None
 
     def run(self) -> Outcome:
         clock = Clock()
-        outcome = Outcome(num_tokens=len(self.agrees), num_answers=1)
+        outcome = Outcome(num_tokens=len(self.answer), num_answers=1)
         committed: list[int] = []
-        while len(committed) < len(self.agrees):
+        while len(committed) < len(self.answer):
             if self.plan().way is Way.CLOUD:
                 committed = self._stream(clock, committed, outcome)
             else:
                 committed = Speculation(
-                    clock, self.world, self.agrees, committed, self.plan, self.controller, outcome
+                    clock, self.world, self.answer, committed, self.plan, self.controller, outcome
                 ).run()
-        assert committed == [target_id(i) for i in range(len(self.agrees))]
+        assert committed == [target_id(i) for i in range(len(self.answer))]
         outcome.seconds = clock.now
         return outcome
 
@@ -278,7 +269,7 @@ class _Answer:
         if self.controller is not None:
             self.controller.observe_round_trip(self.world.rtt)
         began, first = clock.now, len(committed)
-        while len(committed) < len(self.agrees):
+        while len(committed) < len(self.answer):
             clock.now += self.world.t_step
             outcome.first_token_s = outcome.first_token_s or clock.now
             outcome.num_passes += 1
@@ -296,8 +287,8 @@ class _Answer:
         # Asked to, the edge drafts along where it keeps up; each token is compared with what came.
         if self.controller.wants_agreement and num * self.world.t_draft <= clock.now - began:
             self.controller.observe_draft(1, self.world.t_draft)
-            self.controller.observe_agreement([self.agrees[position - 1]])
-        if num % STREAM_LOOK == 0 or position == len(self.agrees):
+            self.controller.observe_agreement([self.answer[position - 1].agrees])
+        if num % STREAM_LOOK == 0 or position == len(self.answer):
             looked = num % STREAM_LOOK or STREAM_LOOK
             # Counted from the token before, since the first comes with the round trip.
             self.controller.observe_stream(looked, looked * self.world.t_step)

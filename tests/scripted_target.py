@@ -31,15 +31,17 @@ class ScriptedTarget:
         next_token: Callable[[Sequence[int]], int],
         context_tokens: int = 1 << 20,
         probability: float = 1.0,
+        vocabulary_size: int = VOCABULARY_SIZE,
     ) -> None:
         """
         Args:
             next_token: text so far (prompt included) -> the target's next token.
             probability: what a row says of that token; all others have none.
+            vocabulary_size: ids from 256 on stand for the byte of their last 8 bits.
         """
         self.context_tokens = context_tokens
         self.vocabulary = Vocabulary(
-            self.name, [bytes([i]) for i in range(VOCABULARY_SIZE)], [TokenKind.TEXT] * VOCABULARY_SIZE
+            self.name, [self.piece(i) for i in range(vocabulary_size)], [TokenKind.TEXT] * vocabulary_size
         )
         self.open_sequences = 0
         self.scored: list[tuple[int, ...]] = []
@@ -51,7 +53,7 @@ class ScriptedTarget:
         return list("".join(message.content for message in messages).encode())
 
     def piece(self, token_id: int) -> bytes:
-        return bytes([token_id])
+        return bytes([token_id % 256])
 
     @asynccontextmanager
     async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[ScriptedSequence]:
@@ -86,7 +88,7 @@ class ScriptedSequence:
         first = len(token_ids) - num_rows + 1
         self._target.scored.append(tuple(token_ids[first:]))
         tokens = [self._next_token(token_ids[:end]) for end in range(first, len(token_ids) + 1)]
-        ids = (np.array(tokens)[:, None] + np.arange(width)) % VOCABULARY_SIZE
+        ids = (np.array(tokens)[:, None] + np.arange(width)) % len(self._target.vocabulary.pieces)
         logprobs = np.broadcast_to(np.where(np.arange(width) == 0, self._logprob, -np.inf), ids.shape)
         rows = Rows(ids, logprobs)
         return Scores(rows, NO_TIMINGS, logprobs_in_rows(rows, proposed or ()))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from benchmarks.recorded import Answer, Position
 from benchmarks.virtual_link import Outcome, World, run_auto, run_fixed
 from shared.controller import (
     DRAFT_LENGTHS,
@@ -46,9 +47,9 @@ def world(*, step: float = 5, rtt_ms: float = 50, extra_ms: float = 6, token_ms:
     return World(5e-3, t_step, 1e-3 * rtt_ms, lambda k: t_step + 1e-3 * (extra_ms + token_ms * k))
 
 
-def answers(rate: float, *, num: int = 6, length: int = 128, seed: int = 0) -> list[list[bool]]:
+def answers(rate: float, *, num: int = 6, length: int = 128, seed: int = 0) -> list[list[Position]]:
     chance = random.Random(seed)
-    return [[chance.random() < rate for _ in range(length)] for _ in range(num)]
+    return [[Position(chance.random() < rate) for _ in range(length)] for _ in range(num)]
 
 
 def total(outcomes: Sequence[Outcome]) -> Outcome:
@@ -58,7 +59,7 @@ def total(outcomes: Sequence[Outcome]) -> Outcome:
     return found
 
 
-def best_fixed(where: World, texts: Sequence[Sequence[bool]]) -> float:
+def best_fixed(where: World, texts: Sequence[Answer]) -> float:
     """Tokens per second of the best single way, found with hindsight."""
     plans = [Plan(Way.CLOUD, 0, 0, None, "")]
     for g in (1, 2, 4, 8, 12):
@@ -68,7 +69,7 @@ def best_fixed(where: World, texts: Sequence[Sequence[bool]]) -> float:
     return max(total([run_fixed(where, text, plan) for text in texts]).tokens_per_s for plan in plans)
 
 
-def warm(where: World, texts: Sequence[Sequence[bool]]) -> SpeedController:
+def warm(where: World, texts: Sequence[Answer]) -> SpeedController:
     """A controller that has seen some answers."""
     controller = SpeedController()
     for text in texts:
