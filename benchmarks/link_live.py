@@ -244,7 +244,7 @@ def main() -> None:
         notes=f"Real gRPC service, edge, controller and link proxy; {recorded.draft} and {recorded.target} as"
         f" recorded on the first {len(answers)} prompts ({sum(map(len, answers))} tokens), a draft step of"
         f" {arguments.draft_ms:g} ms, passes by the H100's curve, both by waiting. The virtual clock has the"
-        f" same times. Each way after an answer of {WARM_UP_TOKENS} tokens to warm up with. Drafts and windows:"
+        f" same times. Each way after an answer of {WARM_UP_TOKENS} warm-up tokens. Drafts and windows:"
         f" {WAITING} and {GOING_ON} by target step. Aim: within 10%; the farthest is {off:.1%} off.",
         columns=["target step", "RTT, ms", "way", "virtual, tokens/s", "live, tokens/s", "live / virtual"],
         rows=rows,

@@ -250,7 +250,7 @@ class EdgeConfig(_Settings):
         """What the speed controller may choose from: all that is not set here.
 
         Args:
-            stream: the cloud's own stream, too.
+            stream: the cloud's own stream, too; under a policy that is not lossless it never is.
             fixed: leave it no choice of pace.
         """
         pace = self.pace
@@ -259,11 +259,9 @@ class EdgeConfig(_Settings):
         if self.proactive is None and not fixed:
             ways = set(DRAFTING)
         window = pace.max_in_flight_tokens if self.max_in_flight_tokens or fixed else None
-        return Choices(
-            ways=frozenset({*ways, Way.CLOUD} if stream else ways),
-            draft_lengths=lengths,
-            window_tokens=window,
-        )
+        if stream and self.policy is Policy.LOSSLESS:
+            ways.add(Way.CLOUD)
+        return Choices(ways=frozenset(ways), draft_lengths=lengths, window_tokens=window)
 
 
 REQUEST_SETTINGS = frozenset(

@@ -206,6 +206,9 @@ def test_an_unknown_model_name(tmp_path: Path) -> None:
         ("--fallback-threshold", "nan", "fallback_threshold"),
         ("--rollback-threshold", "0", "rollback_threshold"),
         ("--rollback-threshold", "inf", "rollback_threshold"),
+        ("--acceptance-threshold", "2", "acceptance_threshold"),
+        ("--max-draft-tokens", "0", "max_draft_tokens"),
+        ("--max-in-flight-tokens", "0", "max_in_flight_tokens"),
         ("--cloud", "localhost", "cloud"),
     ],
 )

@@ -7,11 +7,13 @@ nat of it, and at most 3% may not be the argmax.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.link_proxy import LinkProxy, Phase, Schedule
 from edge_agent.agent import Agent
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud
@@ -46,8 +48,29 @@ async def test_replaying_it_over_drafts_of_another_vocabulary_gives_that_text(re
     await check(real_cloud.address, resolve("smollm2-135m", Registry.load()).path, target_path)
 
 
-async def check(address: str, draft_path: Path, target_path: Path) -> None:
-    answers = await speculated(address, draft_path)
+async def test_replaying_it_over_a_link_that_stalls_and_breaks_gives_that_text(
+    real_cloud, draft_path, target_path
+):
+    """Drafts go on while verdicts travel, and the stream is resumed where it broke."""
+    link = Schedule(
+        phases=(
+            Phase(for_s=6, rtt_ms=40, jitter_ms=10, stalls_per_s=2, stall_ms=100),
+            Phase(for_s=0.5, outage=True),
+            Phase(rtt_ms=40, jitter_ms=10, stalls_per_s=2, stall_ms=100),
+        )
+    )
+    async with LinkProxy(link, listen="127.0.0.1:0", to=real_cloud.address) as proxy:
+        await check(proxy.address, draft_path, target_path, kinds=("sum", "code"), proactive=True)
+
+
+async def check(
+    address: str,
+    draft_path: Path,
+    target_path: Path,
+    kinds: Sequence[str] = tuple(PROMPTS),
+    **settings: object,
+) -> None:
+    answers = await speculated(address, draft_path, kinds, settings)
     model = LlamaModel(target_path, "target")
     with LlamaContext(model, num_sequences=1, context_tokens=1024, rollback_tokens=8) as context:
         gaps = {kind: replay(context, PROMPTS[kind], answer) for kind, answer in answers.items()}
@@ -69,14 +92,18 @@ async def check(address: str, draft_path: Path, target_path: Path) -> None:
     assert any(token.origin is Origin.CORRECTION for answer in answers.values() for token in answer.tokens)
 
 
-async def speculated(address: str, draft_path) -> dict[str, Answer]:
-    config = EdgeConfig(mode="speculate", cloud=address, max_tokens=TOKENS, context_tokens=1024)
+async def speculated(
+    address: str, draft_path: Path, kinds: Sequence[str], settings: Mapping[str, object]
+) -> dict[str, Answer]:
+    config = EdgeConfig.model_validate(
+        {"mode": "speculate", "cloud": address, "max_tokens": TOKENS, "context_tokens": 1024, **settings}
+    )
     edge = await EdgeModel.load(draft_path, "draft", config)
     answers = {}
     async with Cloud(address, connect_timeout_s=5, silence_timeout_s=120) as cloud:
         agent = Agent(config, edge=edge, cloud=cloud)
-        for kind, prompt in PROMPTS.items():
-            answers[kind] = [event async for event in agent.ask(prompt)][-1]
+        for kind in kinds:
+            answers[kind] = [event async for event in agent.ask(PROMPTS[kind])][-1]
     await edge.close()
     assert all(isinstance(answer, Answer) for answer in answers.values())
     return answers

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared.config import CloudConfig, EdgeConfig, resolve
+from shared.controller import Way
 from shared.errors import InvalidSetting, UnknownSetting
 
 
@@ -38,6 +39,23 @@ def test_a_later_layer_wins_and_every_setting_knows_its_source():
 def test_the_pace_of_speculation_is_a_window_or_stop_and_wait():
     assert EdgeConfig(max_draft_tokens=3, max_in_flight_tokens=9).pace.max_in_flight_tokens == 9
     assert EdgeConfig(proactive=False).pace.max_in_flight_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        pytest.param({}, {Way.CLOUD, Way.STOP_AND_WAIT, Way.PROACTIVE}, id="nothing is set"),
+        pytest.param({"proactive": True}, {Way.CLOUD, Way.PROACTIVE}, id="proactive is set"),
+        pytest.param({"proactive": False}, {Way.CLOUD, Way.STOP_AND_WAIT}, id="stop-and-wait is set"),
+        pytest.param({"policy": "bild"}, {Way.STOP_AND_WAIT, Way.PROACTIVE}, id="bild asks for drafts"),
+    ],
+)
+def test_the_speed_controller_chooses_from_what_is_not_set(settings, ways):
+    config = EdgeConfig(**settings)
+    assert config.choices(stream=True).ways == ways
+    assert config.choices(stream=False).ways == ways - {Way.CLOUD}
+    assert EdgeConfig(max_draft_tokens=5, **settings).choices(stream=True).draft_lengths == (5,)
+    assert len(config.choices(stream=False, fixed=True).ways) == 1
 
 
 def test_a_bad_value_that_is_overridden_does_no_harm():

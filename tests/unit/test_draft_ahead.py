@@ -372,6 +372,24 @@ def test_whatever_is_delayed_the_text_is_the_targets_own_and_nobody_waits_in_vai
         assert simulation.max_in_flight <= world.pace.max_in_flight_tokens
 
 
+@settings(max_examples=200)
+@given(worlds, st.integers(0, 10**6), st.lists(worlds.map(lambda world: world.pace), min_size=1, max_size=4))
+def test_a_pace_that_changes_on_the_way_changes_no_token_and_leaves_nobody_waiting(world, seed, paces):
+    """As the speed controller does: other lengths and windows, stop-and-wait or not, at any moment."""
+    simulation = Simulation(world, random.Random(seed))
+    act = simulation._edge_acts
+
+    def at_another_pace() -> None:
+        if simulation.delays.random() < 0.3:
+            simulation.ahead.pace = simulation.delays.choice(paces)
+        act()
+
+    simulation._edge_acts = at_another_pace
+    simulation.run()
+    assert tuple(simulation.edge.committed) == tuple(simulation.cloud.committed) == world.answer
+    assert simulation.edge.num_in_flight == 0, "a draft was neither answered nor voided"
+
+
 def test_with_a_slow_verdict_several_drafts_are_in_flight_and_some_are_voided():
     seen: Counter[str] = Counter()
     for seed in range(50):
