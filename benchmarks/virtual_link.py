@@ -174,6 +174,8 @@ class Speculation:
 
     def _proposed(self, wanted: Wanted, proposals: list[Proposal], seconds: float) -> None:
         self._drafting = False
+        if self.left:  # what was under way comes to an end, and nothing follows
+            return
         if self.controller is not None:
             self.controller.observe_draft(len(proposals), seconds)
         self.ahead.add(wanted, proposals)
