@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_agent.drafting.llama import LlamaDrafter
 from edge_agent.edge_model import EdgeModel
-from edge_agent.remote import Cloud, Meter
+from edge_agent.remote import Cloud, Meter, SpeculateStream
 from shared.errors import CloudUnavailable
 from shared.messages import Finished, Message, Open
 from shared.sampling import Sampling
-from shared.session import EdgeSession
+from shared.session import EdgeSession, EdgeState
 from shared.speed import break_even_rtt, expected_acceptance_length, stop_and_wait_tokens_per_s
 
 PROMPT = (
@@ -100,42 +100,80 @@ async def _timed_draft(
 async def measure_link(
     cloud: Cloud, draft_lengths: Sequence[int] = DRAFT_LENGTHS, repeats: int = 5
 ) -> LinkSpeed:
-    """Median round trip, target step, and verification time for each draft length, on one stream.
+    """Median round trip, target step, and verification time for each draft length.
 
     The drafts repeat one token and are mostly rejected: what a pass costs does not depend on what is in it.
+    Where the target ends its answer, the measurement goes on in a new stream.
+
+    Raises:
+        CloudError: the cloud does not answer, or ends every answer at once.
     """
     request = Open(prompt=(Message("user", PROMPT),), sampling=Sampling(), seed=0, max_tokens=512)
-    rtts: list[float] = []
-    steps: list[float] = []
-    verify: dict[int, list[float]] = {length: [] for length in draft_lengths}
-    async with cloud.speculate(request, Meter()) as stream:
-        session = EdgeSession()
-        session.send_open()
-        session.receive_opened(stream.opened)
-
-        async def round_of(draft: Sequence[int]) -> float:
-            began = time.perf_counter()
-            await stream.send(session.send_draft(draft, more=False))
-            verdict = await stream.receive()
-            if isinstance(verdict, Finished):
-                raise CloudUnavailable("the target ended its answer before the measurement did; try again")
-            seconds = time.perf_counter() - began
-            session.receive_verdict(verdict)
-            rtts.append(seconds - (verdict.timings.queue_us + verdict.timings.verify_us) / 1e6)
-            return verdict.timings.verify_us / 1e6
-
-        await round_of([])  # reads the prompt
-        rtts.clear()
-        for length in (length for length in draft_lengths if length <= stream.opened.max_draft_tokens):
-            for _ in range(repeats):
-                steps.append(await round_of([]))
-                wrong = [session.committed[-1]] * length
-                verify[length].append(await round_of(wrong))
+    seen = _Seen({length: [] for length in draft_lengths})
+    while seen.wanted(repeats) is not None:
+        before = seen.num_rounds
+        async with cloud.speculate(request, Meter()) as stream:
+            await _measure_stream(stream, seen, repeats)
+        if seen.num_rounds == before:
+            raise CloudUnavailable("the target ends its answer at once, so nothing can be measured of it")
     return LinkSpeed(
-        statistics.median(rtts),
-        statistics.median(steps),
-        {length: statistics.median(times) for length, times in verify.items() if times},
+        statistics.median(seen.rtts),
+        statistics.median(seen.steps),
+        {length: statistics.median(times) for length, times in seen.verify.items() if times},
     )
+
+
+@dataclass
+class _Seen:
+    """What was measured of the link so far, s."""
+
+    verify: dict[int, list[float]]
+    """Draft length -> times of passes."""
+    rtts: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+
+    @property
+    def num_rounds(self) -> int:
+        return len(self.rtts)
+
+    def wanted(self, repeats: int) -> int | None:
+        """The next length to measure; None where all were seen so often."""
+        return next((length for length, times in self.verify.items() if len(times) < repeats), None)
+
+    def limit(self, max_draft_tokens: int) -> None:
+        """The cloud takes no longer drafts."""
+        self.verify = {length: times for length, times in self.verify.items() if length <= max_draft_tokens}
+
+
+async def _measure_stream(stream: SpeculateStream, seen: _Seen, repeats: int) -> None:
+    """Measure until nothing is wanted any more, or the target ends its answer."""
+    session = EdgeSession()
+    session.send_open()
+    session.receive_opened(stream.opened)
+    seen.limit(stream.opened.max_draft_tokens)
+
+    async def round_of(draft: Sequence[int]) -> tuple[float, float]:
+        """Round trip without the target's time, and that; s."""
+        began = time.perf_counter()
+        await stream.send(session.send_draft(draft, more=False))
+        verdict = await stream.receive()
+        seconds = time.perf_counter() - began
+        if isinstance(verdict, Finished):
+            raise CloudUnavailable("the cloud ended the stream while it was measured; ask again")
+        session.receive_verdict(verdict)
+        return (
+            seconds - (verdict.timings.queue_us + verdict.timings.verify_us) / 1e6,
+            verdict.timings.verify_us / 1e6,
+        )
+
+    await round_of([])  # reads the prompt
+    while (length := seen.wanted(repeats)) is not None:
+        for draft_length, times in ((0, seen.steps), (length, seen.verify[length])):
+            if session.state is not EdgeState.DRAFTING:
+                return
+            rtt, seconds = await round_of([session.committed[-1]] * draft_length)
+            seen.rtts.append(rtt)
+            times.append(seconds)
 
 
 def forecast(draft: DraftSpeed, link: LinkSpeed, acceptance_rate: float) -> list[Forecast]:

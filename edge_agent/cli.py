@@ -299,6 +299,41 @@ async def _bench(settings: EdgeConfig, acceptance_rate: float, *, as_json: bool)
         print_bench(report)
 
 
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    mode: Annotated[
+        str | None, typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}")
+    ] = None,
+    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
+    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check this machine, the model and the cloud, measure them, and say what auto will do.
+
+    Exits with 1 where something that the settings ask for does not work.
+    """
+    flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
+    settings, _ = _load(flags, config)
+    from edge_agent.doctor.checks import examine, exit_code, outlook
+    from edge_agent.doctor.gather import gather
+    from edge_agent.doctor.report import print_report, report_json
+
+    facts = asyncio.run(gather(settings))
+    findings = examine(facts)
+    if as_json:
+        measured = {
+            "draft": None if facts.draft is None else dataclasses.asdict(facts.draft),
+            "link": None if facts.link is None else dataclasses.asdict(facts.link),
+        }
+        typer.echo(report_json(findings, outlook(facts), measured))
+    else:
+        print_report(findings, outlook(facts))
+    raise typer.Exit(exit_code(findings))
+
+
 @app.command("serve")
 def serve_http(
     config: ConfigFile = None,

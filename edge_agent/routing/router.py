@@ -59,15 +59,7 @@ class Router:
         self._calibration = calibration
         priors = {} if calibration is None else calibration.priors
         self._priors = {key: np.array(prior) for key, prior in priors.items()}
-        threshold = config.cloud_threshold
-        if threshold is None:
-            threshold = calibration.threshold if calibration else UNCALIBRATED_THRESHOLD
-        self._limits = Limits(
-            threshold=threshold,
-            slow_rtt_s=inf if config.slow_rtt_ms is None else config.slow_rtt_ms / 1e3,
-            price_per_1k_tokens=config.cloud_price,
-            max_price=config.max_price,
-        )
+        self._limits = limits_of(config, calibration)
 
     async def route(
         self, messages: Sequence[Message], private: str | None, *, edge: EdgeModel | None = None
@@ -139,6 +131,19 @@ class Router:
         if self._calibration is None:
             remarks.append(f"{self._edge.model.name} has no calibration: the probability is a plain mean")
         return remarks
+
+
+def limits_of(config: EdgeConfig, calibration: Calibration | None) -> Limits:
+    """What the settings allow, with the calibration's threshold where they name none."""
+    threshold = config.cloud_threshold
+    if threshold is None:
+        threshold = calibration.threshold if calibration else UNCALIBRATED_THRESHOLD
+    return Limits(
+        threshold=threshold,
+        slow_rtt_s=inf if config.slow_rtt_ms is None else config.slow_rtt_ms / 1e3,
+        price_per_1k_tokens=config.cloud_price,
+        max_price=config.max_price,
+    )
 
 
 async def link_to(cloud: Cloud) -> Link:
