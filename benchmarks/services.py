@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ def duet_serve(*arguments: str) -> Iterator[str]:
 
 
 @contextmanager
-def scripted_cloud() -> Iterator[tuple[str, int]]:
+def scripted_cloud(**settings: object) -> Iterator[tuple[str, int]]:
     """Our own service over a target that costs nothing: what is left is our overhead."""
-    with _service([sys.executable, "-m", "benchmarks.services"]) as started:
+    with _service([sys.executable, "-m", "tests.scripted_service", json.dumps(settings)]) as started:
         yield started
 
 
@@ -45,19 +45,3 @@ def _service(command: list[str]) -> Iterator[tuple[str, int]]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _serve_script() -> None:
-    from cloud_service.server import serve
-    from shared.config import CloudConfig
-    from shared.logs import configure_logging
-    from tests.scripted_target import ScriptedTarget
-
-    config = CloudConfig(listen="127.0.0.1:0", log_level="warning", max_draft_tokens=64)
-    configure_logging(config.log_format, config.log_level)
-    target = ScriptedTarget(lambda text: 1 + len(text) % 250)
-    asyncio.run(serve(config, lambda: target, on_ready=lambda a: print(f"listening on {a}", flush=True)))
-
-
-if __name__ == "__main__":
-    _serve_script()

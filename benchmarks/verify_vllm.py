@@ -111,7 +111,7 @@ class Bench:
         return self._rng.choices(self._ids, k=length)
 
     async def score(self, text: list[int], num_rows: int, width: int, salt: str | None = None) -> None:
-        async with self.target.sequence(text, cache_salt=salt) as sequence:
+        async with self.target.sequence(text, tenant=salt) as sequence:
             await sequence.score(text, num_rows=num_rows, width=width)
 
     async def bare(self, text: list[int], num_rows: int, width: int) -> None:

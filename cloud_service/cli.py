@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from cloud_service.planning.cli import plan
+from cloud_service.security_cli import certs_app, tenants_app, tokens_app
 from shared.config import CloudConfig
 from shared.errors import UnknownSetting
 from shared.models import Registry, resolve
@@ -27,6 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Host the target model that verifies the drafts of many edges.",
 )
+
+
+app.add_typer(certs_app, name="certs")
+app.add_typer(tokens_app, name="tokens")
+app.add_typer(tenants_app, name="tenants")
 
 
 def _help(name: str) -> str:
@@ -43,6 +49,11 @@ def serve(
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     upstream: Annotated[str | None, typer.Option(help=_help("upstream"))] = None,
     listen: Annotated[str | None, typer.Option(help=_help("listen"))] = None,
+    tls_cert: Annotated[str | None, typer.Option(help=_help("tls_cert"))] = None,
+    tls_key: Annotated[str | None, typer.Option(help=_help("tls_key"))] = None,
+    tls_client_ca: Annotated[str | None, typer.Option(help=_help("tls_client_ca"))] = None,
+    tokens: Annotated[str | None, typer.Option(help=_help("tokens"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
     slots: Annotated[int | None, typer.Option(help=_help("slots"))] = None,
     context_tokens: Annotated[int | None, typer.Option(help=_help("context_tokens"))] = None,
     max_draft_tokens: Annotated[int | None, typer.Option(help=_help("max_draft_tokens"))] = None,
@@ -81,6 +92,7 @@ def serve(
 
     configure_logging(settings.log_format, settings.log_level)
     send_to(settings.traces_to, "duet-cloud")
+    server.check_trust(settings)
     with pull_progress() as progress:
         load_target = target_loader(settings, progress)
     asyncio.run(server.serve(settings, load_target, on_ready=_announce))

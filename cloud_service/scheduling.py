@@ -7,7 +7,9 @@ as keep the streams that are being written within a stated stretch of their own 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+from cloud_service.fairness import shares
 
 STEP_TOKENS = 16
 """Work of at most this many tokens counts as a step even where not all of it is read."""
@@ -24,6 +26,7 @@ _MOST_SURPRISE = 3.0
 def plan(
     remaining: Sequence[int],
     num_rows: Sequence[int],
+    tenants: Sequence[Hashable],
     *,
     max_batch_tokens: int,
     max_rows: int,
@@ -32,21 +35,22 @@ def plan(
     """Decide how many tokens of each stream go into the next pass.
 
     Args:
-        remaining: [num_streams], tokens that each stream still has to evaluate, longest waiting first.
+        remaining: [num_streams], tokens that each stream still has to evaluate, most urgent first.
         num_rows: [num_streams], how many of the last of them are read, which must come out of one pass.
+        tenants: [num_streams], whose stream it is.
         max_batch_tokens: of the whole pass.
         max_rows: read in the whole pass.
-        prefill_tokens: of prompts in this pass; they share it equally, so that a short prompt
-            does not wait for a long one.
+        prefill_tokens: of prompts in this pass; tenants share it equally, and so do the prompts of each, so
+            that a short prompt does not wait for a long one, nor anybody's for the many of somebody else.
     Returns:
         [num_streams] tokens, 0 for a stream that waits. A step is taken whole or not at all.
 
-    >>> plan([1, 5, 300, 40], [1, 5, 1, 1], max_batch_tokens=64, max_rows=64, prefill_tokens=32)
+    >>> plan([1, 5, 300, 40], [1, 5, 1, 1], "aaaa", max_batch_tokens=64, max_rows=64, prefill_tokens=32)
     [1, 5, 16, 16]
     """
     taken = [0] * len(remaining)
     prompts = [i for i, count in enumerate(remaining) if not is_step(count, num_rows[i])]
-    # Steps that keep coming must not shut out a prompt that waits longer than all of them.
+    # Steps that keep coming must not shut out a prompt that goes before all of them.
     reserved = 1 if prompts[:1] == [0] else 0
     room = max_batch_tokens - reserved
     rows_left = max_rows
@@ -56,15 +60,9 @@ def plan(
             room -= count
             rows_left -= num_rows[i]
     room = min(room + reserved, prefill_tokens)
-    unfinished = prompts
-    while unfinished and room:
-        share = max(1, room // len(unfinished))
-        for i in unfinished:
-            extra = min(share, remaining[i] - taken[i], room)
-            taken[i] += extra
-            room -= extra
-        unfinished = [i for i in unfinished if taken[i] < remaining[i]]
-    for i in prompts:
+    given = shares(room, [remaining[i] for i in prompts], [tenants[i] for i in prompts])
+    for i, count in zip(prompts, given, strict=True):
+        taken[i] = count
         if taken[i] == remaining[i] and num_rows[i] <= rows_left:
             rows_left -= num_rows[i]
         else:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cloud_service.guards import Guards
+from cloud_service.malformed import MalformedRequests
 from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
+from cloud_service.tenants import read_tenants
+from cloud_service.tls import server_credentials
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
+from shared.addresses import check_exposure, is_loopback
 from shared.config import CloudConfig
 from shared.errors import AddressInUse, CloudUnavailable
 
@@ -33,6 +39,37 @@ KEEPALIVE = (
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.max_pings_without_data", 0),
 )
+OPTIONS = (
+    # Two services on one port would share its connections at random.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", wire.MAX_REQUEST_BYTES),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 1024),
+    *KEEPALIVE,
+)
+_MAX_CALLS = 4096
+"""Calls at once, those that have not said anything yet included; gRPC refuses more."""
+
+
+def check_trust(config: CloudConfig) -> None:
+    """Say what would keep the service from being trusted, before a model is pulled for nothing.
+
+    Raises:
+        InvalidSetting: it would be open to other machines unasked, or a certificate cannot be used.
+    """
+    check_exposure(
+        config.listen,
+        encrypted=config.tls_cert is not None,
+        authenticated=config.tokens is not None or config.tls_client_ca is not None,
+        insecure=config.insecure,
+        remedy="set tls_cert and tls_key (`duet-cloud certs` makes them) and tokens (`duet-cloud tokens add`)"
+        ", or take --insecure",
+    )
+    if config.insecure and not is_loopback(config.listen):
+        log.warning("open to other machines without TLS or without asking who calls", listen=config.listen)
+    server_credentials(config)
+    if config.tokens is not None:
+        read_tenants(Path(config.tokens))
 
 
 async def serve(
@@ -51,19 +88,20 @@ async def serve(
         ModelError, InvalidSetting: from `load`.
         CloudUnavailable: the target's engine died.
     """
+    credentials = server_credentials(config)
     server = grpc.aio.server(
-        options=[
-            # Two services on one port would share its connections at random.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
-            *KEEPALIVE,
-        ]
+        interceptors=[MalformedRequests()], options=OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS
     )
-    address = _bind(server, config.listen)
+    address = _bind(server, config.listen, credentials)
     target = await asyncio.to_thread(load)
     await target.warm_up()
+    guards = Guards.of(config, target)
     servicer = SpeculationServicer(
-        target, max_draft_tokens=config.max_draft_tokens, lossy_policies=config.lossy_policies
+        target,
+        guards,
+        max_draft_tokens=config.max_draft_tokens,
+        lossy_policies=config.lossy_policies,
+        log_texts=config.log_texts,
     )
     health_servicer = health.aio.HealthServicer()
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
@@ -78,6 +116,7 @@ async def serve(
         target=target.engine,
         context_tokens=target.context_tokens,
     )
+    keeping = asyncio.create_task(guards.quotas.keep())
     asked = _stop_signal()  # before anybody is told that the service is there
     on_ready(address)
     try:
@@ -90,14 +129,18 @@ async def serve(
     finally:
         await server.stop(grace=1.0)
         await target.close()
+        keeping.cancel()
+        await asyncio.wait({keeping})
         log.info("stopped")
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
     """Take the address; returns it with the port that port 0 became."""
     host, _, _ = listen.rpartition(":")
     try:
-        return f"{host}:{server.add_insecure_port(listen)}"
+        if credentials is None:
+            return f"{host}:{server.add_insecure_port(listen)}"
+        return f"{host}:{server.add_secure_port(listen, credentials)}"
     except RuntimeError:
         raise AddressInUse(
             f"cannot listen on {listen}: the port is in use or the address is not this machine's;"

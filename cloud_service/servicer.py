@@ -1,31 +1,41 @@
-"""Carries messages between the wire and a `CloudSession`; decides nothing."""
+"""Carries messages between the wire and a `CloudSession`; decides nothing.
+
+Every call is somebody's (`Guards`), and is watched: an edge that falls silent, does not read, or takes too
+long is cut off, whatever the call waits for at that moment.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from math import ceil
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
 
-from cloud_service.targets.base import GenerateOptions, Target
+from cloud_service.guards import Guards
+from cloud_service.security import Caller
+from cloud_service.targets.base import GenerateOptions, Target, TargetSequence
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
 from shared.errors import (
+    CloudError,
     CloudFailed,
     CloudUnavailable,
     DuetError,
     InvalidRequest,
     PromptTooLong,
+    StreamExpired,
     UnexpectedMessage,
     outcome,
 )
+from shared.limits import Phase, overdue, smallest
 from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy, Tokens, Usage
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import draw
@@ -36,14 +46,73 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("duet.cloud")
 
+Request = TypeVar("Request", pb2.SpeculateRequest, pb2.GenerateRequest, pb2.DescribeRequest)
+
 _HANG_UP_S = 2.0
-"""How long an edge may take to close a stream that is finished."""
+"""How long an edge may take to close a stream that is finished, or to hear why it was cut off."""
+_WATCH_S = 0.25
+
+
+class _Call:
+    """One call, from its first byte to its status."""
+
+    def __init__(self, caller: Caller, context: Context) -> None:
+        self.caller = caller
+        self.cut_off: str | None = None
+        """Why, where it was."""
+        self._context = context
+        self._began = self._since = time.monotonic()
+        self._phase = Phase.EDGE
+
+    def waits_for(self, phase: Phase) -> None:
+        self._phase, self._since = phase, time.monotonic()
+
+    async def write(self, message: pb2.SpeculateResponse | pb2.GenerateResponse) -> None:
+        self.waits_for(Phase.READER)
+        await self._context.write(message)
+        self.waits_for(Phase.TARGET)
+
+    def checked(self, message: Request | None) -> Request:
+        """A message as it came. Raises InvalidRequest where it was none (`malformed`) or is too large."""
+        if message is None:
+            raise InvalidRequest("a message that is not of duet.v1, or was damaged on its way")
+        most = self.caller.limits.message_bytes
+        if most is not None and (size := message.ByteSize()) > most:
+            raise InvalidRequest(f"a message of {size} bytes, where {self.caller.name} may send {most}")
+        return message
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Cancel the task that runs this call as soon as the call is overdue."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def look() -> None:
+            now = time.monotonic()
+            self.cut_off = overdue(
+                self.caller.limits,
+                self._phase,
+                in_phase_s=now - self._since,
+                in_all_s=now - self._began,
+            )
+            if self.cut_off is None:
+                timers[0] = loop.call_later(_WATCH_S, look)
+            else:
+                task.cancel()
+
+        timers = [loop.call_later(_WATCH_S, look)]
+        try:
+            yield
+        finally:
+            timers[0].cancel()
 
 
 @dataclass(eq=False)
 class _Stream:
     """One admitted generation."""
 
+    call: _Call
     request: Open
     opened: Opened
     session: CloudSession
@@ -72,12 +141,23 @@ class _Stream:
 class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
     """The three calls of `duet.v1.SpeculationService` over one target."""
 
-    def __init__(self, target: Target, *, max_draft_tokens: int, lossy_policies: bool = True) -> None:
+    def __init__(
+        self,
+        target: Target,
+        guards: Guards,
+        *,
+        max_draft_tokens: int,
+        lossy_policies: bool = True,
+        log_texts: bool = False,
+    ) -> None:
         """
         Args:
             lossy_policies: whether a stream may ask for one; otherwise it gets `lossless`.
+            log_texts: whether prompts and answers are logged.
         """
         self._target = target
+        self._guards = guards
+        self._log_texts = log_texts
         self._policies = list(Policy) if lossy_policies else [Policy.LOSSLESS]
         self._max_draft_tokens = max_draft_tokens
         self._streams: set[_Stream] = set()
@@ -104,62 +184,74 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
 
     async def Speculate(
         self, request_iterator: AsyncIterator[pb2.SpeculateRequest], context: Context
-    ) -> AsyncGenerator[pb2.SpeculateResponse, None]:
-        try:
-            request = await self._first_message(request_iterator)
-            with self._admit(request, "speculate", self._granted(request)) as stream:
-                async with aclosing(self._speculate(stream, request_iterator)) as messages:
-                    async for message in messages:
-                        yield message
-        except Exception as error:
-            await _abort(context, error)
+    ) -> None:
+        async with self._call(context) as call:
+            request = await _first_message(call, request_iterator)
+            with self._admit(call, request, "speculate", self._granted(request)) as stream:
+                await self._speculate(stream, request_iterator)
 
-    async def Generate(
-        self, request: pb2.GenerateRequest, context: Context
-    ) -> AsyncGenerator[pb2.GenerateResponse, None]:
-        try:
+    async def Generate(self, request: pb2.GenerateRequest, context: Context) -> None:
+        async with self._call(context) as call:
+            request = call.checked(request)
             # The target's own text: there is nothing to be tolerant of.
-            with self._admit(wire.decode_open(request.open), "generate", Policy.LOSSLESS) as stream:
-                async with aclosing(self._generate(stream)) as messages:
-                    async for message in messages:
-                        yield message
-        except Exception as error:
-            await _abort(context, error)
+            with self._admit(call, wire.decode_open(request.open), "generate", Policy.LOSSLESS) as stream:
+                await self._generate(stream)
 
     async def Describe(self, request: pb2.DescribeRequest, context: Context) -> pb2.DescribeResponse:
         target = self._target
-        return pb2.DescribeResponse(
-            model=target.name,
-            target=target.engine,
-            version=version("duet-llm"),
-            context_tokens=target.context_tokens,
-            max_draft_tokens=self._max_draft_tokens,
-            vocabulary_sha256=target.vocabulary.sha256,
-            vocabulary=wire.encode_vocabulary(target.vocabulary) if request.include_vocabulary else [],
-            end_token_ids=sorted(target.end_token_ids),
-            policies=[wire.POLICY[policy] for policy in self._policies],
-        )
+        async with self._call(context) as call:
+            request = call.checked(request)
+            limits = call.caller.limits
+            return pb2.DescribeResponse(
+                model=target.name,
+                target=target.engine,
+                version=version("duet-llm"),
+                context_tokens=smallest(limits.context_tokens, target.context_tokens),
+                max_draft_tokens=smallest(limits.max_draft_tokens, self._max_draft_tokens),
+                vocabulary_sha256=target.vocabulary.sha256,
+                vocabulary=wire.encode_vocabulary(target.vocabulary) if request.include_vocabulary else [],
+                end_token_ids=sorted(target.end_token_ids),
+                policies=[wire.POLICY[policy] for policy in self._policies],
+            )
+
+    @asynccontextmanager
+    async def _call(self, context: Context) -> AsyncIterator[_Call]:
+        """Find out whose call it is and watch it; what goes wrong becomes its status."""
+        call: _Call | None = None
+        try:
+            call = _Call(
+                self._guards.gatekeeper.identify(context.invocation_metadata() or (), context.auth_context()),
+                context,
+            )
+            with call.watched():
+                yield call
+        except asyncio.CancelledError:
+            if call is None or call.cut_off is None:
+                raise  # the edge has hung up
+            await _abort(context, StreamExpired(f"{call.cut_off}; open it again with what is committed"))
+        except Exception as error:
+            await _abort(context, error)
 
     def _granted(self, request: Open) -> Policy:
         return request.policy if request.policy in self._policies else Policy.LOSSLESS
 
-    async def _first_message(self, requests: AsyncIterator[pb2.SpeculateRequest]) -> Open:
-        async for message in requests:
-            if message.WhichOneof("message") != "open":
-                raise UnexpectedMessage("the first message of a stream must be Open")
-            return wire.decode_open(message.open)
-        raise UnexpectedMessage("the stream ended before Open")
-
     @contextmanager
-    def _admit(self, request: Open, kind: str, policy: Policy) -> Iterator[_Stream]:
-        """Check a request against the target and keep count of it while it runs."""
+    def _admit(self, call: _Call, request: Open, kind: str, policy: Policy) -> Iterator[_Stream]:
+        """Check a request against the target and its tenant's limits, and keep count of it while it runs."""
         if self._draining:
             raise CloudUnavailable("the service is shutting down; use another replica, or try again later")
-        stream = self._open(request, policy)
+        with self._guards.stream(call.caller):
+            stream = self._open(call, request, policy)
+            self._guards.quotas.spend(call.caller.accounts, len(stream.text))
+            with self._counted(stream, kind):
+                yield stream
+
+    @contextmanager
+    def _counted(self, stream: _Stream, kind: str) -> Iterator[None]:
         self._streams.add(stream)
         self._all_ended.clear()
         try:
-            yield stream
+            yield
         finally:
             self._streams.discard(stream)
             if not self._streams:
@@ -168,27 +260,43 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             log.info(
                 "stream ended",
                 kind=kind,
-                policy=policy.value,
+                tenant=stream.call.caller.name,
+                policy=stream.opened.policy.value,
                 reason=reason.value if reason else "cancelled",
                 prompt_tokens=len(stream.opened.prompt_token_ids),
                 completion_tokens=len(stream.session.committed),
                 rounds=stream.session.num_rounds,
                 seconds=round(time.monotonic() - stream.began, 3),
+                **(self._texts(stream) if self._log_texts else {}),
             )
 
-    def _open(self, request: Open, policy: Policy) -> _Stream:
+    def _texts(self, stream: _Stream) -> dict[str, str]:
+        return {
+            name: b"".join(map(self._target.piece, ids)).decode("utf-8", "replace")
+            for name, ids in (
+                ("prompt", stream.opened.prompt_token_ids),
+                ("answer", stream.session.committed),
+            )
+        }
+
+    def _open(self, call: _Call, request: Open, policy: Policy) -> _Stream:
         target = self._target
+        context_tokens = smallest(call.caller.limits.context_tokens, target.context_tokens)
+        max_draft_tokens = smallest(call.caller.limits.max_draft_tokens, self._max_draft_tokens)
         chat = [part for part in request.prompt if isinstance(part, Message)]
         ids = [part for part in request.prompt if isinstance(part, int)]
         prompt = target.render_chat(chat) if chat else ids
         for token in (*ids, *request.committed):
             if token not in target.vocabulary.legal_ids:
                 raise InvalidRequest(f"token id {token} is not in the vocabulary of {target.name}")
-        room = target.context_tokens - len(prompt)
+        room = context_tokens - len(prompt)
         if room < 1:
+            remedy = "or serve with a larger --context-tokens"
+            if context_tokens < target.context_tokens:
+                remedy = f"or ask the operator for a larger one than {call.caller.name} has"
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens, but {target.name} is served with a context of"
-                f" {target.context_tokens}; shorten it, or serve with a larger --context-tokens"
+                f" {context_tokens}; shorten it, {remedy}"
             )
         max_tokens = min(request.max_tokens or room, room)
         rollback_threshold = None
@@ -201,7 +309,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             end_token_ids=target.end_token_ids,
             sampling=request.sampling,
             max_tokens=max_tokens,
-            max_draft_tokens=self._max_draft_tokens,
+            max_draft_tokens=max_draft_tokens,
             vocabulary_sha256=target.vocabulary.sha256,
             policy=policy,
             rollback_threshold=rollback_threshold,
@@ -209,29 +317,40 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         session = CloudSession(
             committed=request.committed,
             max_tokens=max_tokens,
-            max_draft_tokens=self._max_draft_tokens,
+            max_draft_tokens=max_draft_tokens,
             end_token_ids=target.end_token_ids,
             legal_token_ids=target.vocabulary.legal_ids,
             rollback_threshold=rollback_threshold,
         )
-        return _Stream(request, opened, session)
+        return _Stream(call, request, opened, session)
 
-    async def _speculate(
-        self, stream: _Stream, requests: AsyncIterator[pb2.SpeculateRequest]
-    ) -> AsyncGenerator[pb2.SpeculateResponse, None]:
-        session, request = stream.session, stream.request
-        yield pb2.SpeculateResponse(opened=wire.encode_opened(stream.opened))
+    @asynccontextmanager
+    async def _sequence(self, stream: _Stream) -> AsyncIterator[TargetSequence]:
+        """A place in the target, in fair turn."""
+        caller = stream.call.caller
+        async with (
+            self._guards.places.place(caller.name),
+            self._target.sequence(stream.text, tenant=caller.tenant) as sequence,
+        ):
+            yield sequence
+
+    async def _speculate(self, stream: _Stream, requests: AsyncIterator[pb2.SpeculateRequest]) -> None:
+        session, request, call = stream.session, stream.request, stream.call
+        await call.write(pb2.SpeculateResponse(opened=wire.encode_opened(stream.opened)))
         reader = asyncio.create_task(_read_drafts(stream, requests))
         try:
-            async with self._target.sequence(stream.text) as sequence:
+            async with self._sequence(stream) as sequence:
                 while not session.done:
                     if (round_ := session.next_round()) is None:
                         if reader.done():
                             reader.result()  # raises what the edge did wrong
                             return  # the edge has hung up
+                        call.waits_for(Phase.EDGE)
                         await stream.wake.wait()
                         stream.wake.clear()
+                        call.waits_for(Phase.TARGET)
                         continue
+                    self._guards.quotas.check(call.caller.accounts)
                     text = stream.text
                     text += round_.token_ids[: round_.num_positions - 1]  # the last one's row is not read
                     scores = await sequence.score(
@@ -240,21 +359,22 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                         width=request.sampling.row_width,
                         proposed=round_.token_ids if session.needs_logprobs else None,
                     )
+                    self._guards.quotas.spend(call.caller.accounts, round_.num_positions)
                     stream.num_computed_tokens = sequence.num_computed_tokens
                     targets = draw(scores.rows, request.sampling, request.seed, round_.start).tolist()
                     if session.done:
                         break  # handed back while the target worked
                     verdict = session.judge(round_, targets, scores.timings, logprobs=scores.logprobs)
-                    yield pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict))
-            yield pb2.SpeculateResponse(finished=wire.encode_finished(stream.finished()))
+                    await call.write(pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict)))
+            await call.write(pb2.SpeculateResponse(finished=wire.encode_finished(stream.finished())))
             # A call that ends while its edge writes a draft loses what the edge has not read: let it hang up.
             await asyncio.wait({reader}, timeout=_HANG_UP_S)
         finally:
             reader.cancel()
 
-    async def _generate(self, stream: _Stream) -> AsyncGenerator[pb2.GenerateResponse, None]:
-        session, request = stream.session, stream.request
-        yield pb2.GenerateResponse(opened=wire.encode_opened(stream.opened))
+    async def _generate(self, stream: _Stream) -> None:
+        session, request, call = stream.session, stream.request, stream.call
+        await call.write(pb2.GenerateResponse(opened=wire.encode_opened(stream.opened)))
         start = len(session.committed)
         options = GenerateOptions(
             sampling=request.sampling,
@@ -265,7 +385,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         )
         if not session.done:
             async with (
-                self._target.sequence(stream.text) as sequence,
+                self._sequence(stream) as sequence,
                 aclosing(sequence.generate(stream.text, options)) as made,
             ):
                 async for token_ids in made:
@@ -275,14 +395,30 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                     kept = session.append(token_ids)
                     pieces = tuple(self._target.piece(token) for token in kept)
                     stream.num_computed_tokens = sequence.num_computed_tokens
-                    yield pb2.GenerateResponse(tokens=wire.encode_tokens(Tokens(start, kept, pieces)))
-        yield pb2.GenerateResponse(finished=wire.encode_finished(stream.finished()))
+                    await call.write(
+                        pb2.GenerateResponse(tokens=wire.encode_tokens(Tokens(start, kept, pieces)))
+                    )
+                    self._guards.quotas.spend(call.caller.accounts, len(kept))
+                    if not session.done:
+                        self._guards.quotas.check(call.caller.accounts)
+        await call.write(pb2.GenerateResponse(finished=wire.encode_finished(stream.finished())))
+
+
+async def _first_message(call: _Call, requests: AsyncIterator[pb2.SpeculateRequest]) -> Open:
+    async for message in requests:
+        call.waits_for(Phase.TARGET)
+        message = call.checked(message)
+        if message.WhichOneof("message") != "open":
+            raise UnexpectedMessage("the first message of a stream must be Open")
+        return wire.decode_open(message.open)
+    raise UnexpectedMessage("the stream ended before Open")
 
 
 async def _read_drafts(stream: _Stream, requests: AsyncIterator[pb2.SpeculateRequest]) -> None:
     """Read in a task of its own, so that drafts which arrive during a pass wait together for the next."""
     try:
         async for message in requests:
+            message = stream.call.checked(message)
             if message.WhichOneof("message") != "draft":
                 raise UnexpectedMessage("after Open, only drafts may follow")
             stream.session.receive(wire.decode_draft(message.draft))
@@ -295,5 +431,11 @@ async def _abort(context: Context, error: Exception) -> None:
     if not isinstance(error, DuetError):
         log.exception("internal failure")
         error = CloudFailed("the service failed internally; its log says more")
-    context.set_trailing_metadata(((wire.ERROR_KIND, type(error).__name__),))
-    await context.abort(grpc.StatusCode[outcome(error).grpc_status], str(error))
+    metadata = [(wire.ERROR_KIND, type(error).__name__)]
+    if isinstance(error, CloudError) and error.retry_after_s is not None:
+        metadata.append((wire.RETRY_AFTER_MS, str(ceil(1e3 * error.retry_after_s))))
+    context.set_trailing_metadata(tuple(metadata))
+    status = context.abort(grpc.StatusCode[outcome(error).grpc_status], str(error))
+    # The status comes after all that the edge has not read yet, and need not be waited for.
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(status, _HANG_UP_S)

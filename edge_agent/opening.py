@@ -41,14 +41,7 @@ async def open_parts(
     async with AsyncExitStack() as stack:
         cloud = None
         if settings.mode != "local":
-            cloud = await stack.enter_async_context(
-                Cloud(
-                    settings.cloud,
-                    connect_timeout_s=settings.connect_timeout_s,
-                    silence_timeout_s=settings.verify_timeout_s,
-                    dead_link_s=settings.dead_link_s,
-                )
-            )
+            cloud = await stack.enter_async_context(Cloud.of(settings))
             if (
                 settings.mode != "auto"
             ):  # which does without a cloud, and asks for none if the prompt is private

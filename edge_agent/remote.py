@@ -14,18 +14,22 @@ from typing import Any, TypeVar
 
 import grpc
 
+from edge_agent.access import Access
 from edge_agent.replica import Replica, ReplicaStatus
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
 from shared.affinity import session_key
 from shared.breaker import BreakerState
-from shared.config import DEFAULT_DEAD_LINK_S
+from shared.config import DEFAULT_DEAD_LINK_S, EdgeConfig
 from shared.errors import CloudError, CloudFailed, CloudUnavailable, DuetError
 from shared.messages import Draft, Finished, FinishReason, Open, Opened, Tokens, Verdict
 from shared.resumption import carries_on, is_resumable
 from shared.vocab import Vocabulary
 
 Result = TypeVar("Result")
+_OPEN = Access()
+_MAX_UNREAD = 64
+"""Messages of a stream that are kept for the reader; the link holds back the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,14 @@ class Cloud:
         connect_timeout_s: float,
         silence_timeout_s: float,
         dead_link_s: float = DEFAULT_DEAD_LINK_S,
+        access: Access = _OPEN,
     ) -> None:
         """
         Args:
             addresses: HOST:PORT of each replica, separated by commas; the first is asked first.
             silence_timeout_s: without any message for so long, a stream is given up.
             dead_link_s: without any sign of life for so long, a connection is given up.
+            access: how to encrypt, and what to prove.
         """
         self.address = addresses
         self._connect_timeout_s = connect_timeout_s
@@ -74,6 +80,7 @@ class Cloud:
                 connect_timeout_s=connect_timeout_s,
                 silence_timeout_s=silence_timeout_s,
                 dead_link_s=dead_link_s,
+                access=access,
                 on_change=self._take_note,
             )
             for address in addresses.split(",")
@@ -107,6 +114,17 @@ class Cloud:
     def pin(self, opened: Opened) -> None:
         """From now on, take only streams that carry on one which was told this."""
         self._pinned = opened
+
+    @classmethod
+    def of(cls, settings: EdgeConfig, addresses: str | None = None) -> Cloud:
+        """The cloud of some settings, or the one at other addresses. Raises InvalidSetting."""
+        return cls(
+            addresses or settings.cloud,
+            connect_timeout_s=settings.connect_timeout_s,
+            silence_timeout_s=settings.verify_timeout_s,
+            dead_link_s=settings.dead_link_s,
+            access=Access.of(settings),
+        )
 
     async def check(self) -> None:
         """Raises CloudUnavailable where nothing answers."""
@@ -216,13 +234,15 @@ class Cloud:
 
     def _metadata(self, replica: Replica, request: Open) -> tuple[tuple[str, str], ...]:
         session = session_key(request.prompt, self._salt, replica.num_failures)
-        return ((wire.SESSION, session), *self._metadata_of_answer)
+        return ((wire.SESSION, session), *self._metadata_of_answer, *replica.metadata)
 
     async def _described(
         self, replica: Replica, stub: Any, request: pb2.DescribeRequest, timeout_s: float
     ) -> pb2.DescribeResponse:
         try:
-            response: pb2.DescribeResponse = await stub.Describe(request, timeout=timeout_s)
+            response: pb2.DescribeResponse = await stub.Describe(
+                request, timeout=timeout_s, metadata=replica.metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise replica.translate(error) from None
         return response
@@ -280,7 +300,7 @@ class SpeculateStream:
         self._call = call
         self._meter = meter
         self._ending = _Ending(call)
-        self._arrived: asyncio.Queue[pb2.SpeculateResponse | DuetError] = asyncio.Queue()
+        self._arrived: asyncio.Queue[pb2.SpeculateResponse | DuetError] = asyncio.Queue(_MAX_UNREAD)
         self._reading = asyncio.create_task(self._read())
 
     async def open(self, request: Open) -> None:
@@ -318,11 +338,11 @@ class SpeculateStream:
     async def _read(self) -> None:
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
-                self._arrived.put_nowait(response)
+                await self._arrived.put(response)
             end = self._replica.failed(_ended_early(self._replica))
         except grpc.aio.AioRpcError as error:
             end = self._replica.translate(self._ending.error or error)
-        self._arrived.put_nowait(end)
+        await self._arrived.put(end)
 
     async def _write(self, message: pb2.SpeculateRequest) -> None:
         # The call may have ended: reading says why.

@@ -11,10 +11,19 @@ from typing import TypeVar
 
 import grpc
 
+from edge_agent.access import Access
 from protos import wire
+from protos.duet.v1 import speculation_pb2 as pb2
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
 from shared.breaker import Backoff, Breaker, BreakerState
-from shared.errors import CloudError, CloudUnavailable, DuetError, VerifyTimeout, from_status
+from shared.errors import (
+    CloudError,
+    CloudUnavailable,
+    CloudUntrusted,
+    DuetError,
+    VerifyTimeout,
+    from_status,
+)
 from shared.resumption import shows_absence
 
 Result = TypeVar("Result")
@@ -42,6 +51,7 @@ class Replica:
         connect_timeout_s: float,
         silence_timeout_s: float,
         dead_link_s: float,
+        access: Access,
         on_change: Callable[[Replica], None],
     ) -> None:
         """
@@ -55,12 +65,14 @@ class Replica:
         self._connect_timeout_s = connect_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._dead_link_s = dead_link_s
+        self._access = access
         self._on_change = on_change
         self._connecting = asyncio.Lock()
         self._channel: grpc.aio.Channel | None = None
         self._last_error: str | None = None
         self.num_failures = 0
         """How often it was found to be away. Behind a balancer, streams are led elsewhere each time."""
+        self._has_worked = False
 
     @property
     def status(self) -> ReplicaStatus:
@@ -68,11 +80,17 @@ class Replica:
         retry_in_s = 0.0 if closed else max(0.0, self.breaker.retry_at_s - time.monotonic())
         return ReplicaStatus(self.address, self.breaker.state, retry_in_s, self._last_error)
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call brings along."""
+        return self._access.metadata
+
     async def connect(self) -> pb2_grpc.SpeculationServiceStub:
         """Connect once; a refused or silent address is an error at once, not a retry for minutes.
 
         Raises:
             CloudUnavailable: nothing answers.
+            CloudUntrusted: what answers cannot prove who it is.
         """
         async with self._connecting:  # one attempt for all who wait for it
             if self.breaker.state is BreakerState.OPEN:
@@ -81,11 +99,11 @@ class Replica:
                 self._channel = self._new_channel()
             try:
                 await asyncio.wait_for(self._ready(self._channel), self._connect_timeout_s)
-            except (CloudUnavailable, asyncio.TimeoutError) as error:
+            except (CloudUnavailable, CloudUntrusted, asyncio.TimeoutError) as error:
                 # Left alone, gRPC tries again on a schedule of its own, and no stream lives on this channel.
                 channel, self._channel = self._channel, None
                 await channel.close()
-                if isinstance(error, CloudUnavailable):
+                if not isinstance(error, asyncio.TimeoutError):
                     raise
                 raise self.failed(
                     self._unavailable(f"gave no answer within {self._connect_timeout_s:g} s")
@@ -104,6 +122,7 @@ class Replica:
     def worked(self) -> None:
         """The replica did what a stream asked of it."""
         self.breaker.worked()
+        self._has_worked = True
         self._last_error = None
 
     def failed(self, error: DuetError) -> DuetError:
@@ -116,12 +135,20 @@ class Replica:
         return error
 
     def translate(self, error: grpc.aio.AioRpcError) -> DuetError:
-        metadata = error.trailing_metadata()
-        kind = dict(metadata).get(wire.ERROR_KIND) if metadata else None
-        name = error.code().name
+        metadata = dict(error.trailing_metadata() or ())
+        kind = metadata.get(wire.ERROR_KIND)
+        name, details = error.code().name, error.details() or ""
         if kind is None and name == "UNAVAILABLE":
-            return self.failed(self._unavailable("went away"))
-        return self.failed(from_status(name, error.details() or name, str(kind) if kind else None))
+            return self.failed(self._unreachable("went away", details))
+        wait_ms = str(metadata.get(wire.RETRY_AFTER_MS, ""))
+        return self.failed(
+            from_status(
+                name,
+                details or name,
+                str(kind) if kind else None,
+                int(wait_ms) / 1e3 if wait_ms.isdecimal() else None,
+            )
+        )
 
     async def unless_silent(self, answer: Awaitable[Result]) -> Result:
         try:
@@ -132,9 +159,9 @@ class Replica:
             ) from None
 
     def _new_channel(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(
+        return self._access.channel(
             self.address,
-            options=[
+            [
                 ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
                 # Half of the time until the question, half for the answer.
                 ("grpc.keepalive_time_ms", int(500 * self._dead_link_s)),
@@ -151,11 +178,26 @@ class Replica:
             if state is grpc.ChannelConnectivity.READY:
                 return
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                raise self.failed(self._unavailable("refuses connections"))
+                raise self.failed(self._unreachable("refuses connections", await _why(channel)))
             await channel.wait_for_state_change(state)
+
+    def _unreachable(self, what: str, details: str) -> CloudError:
+        untrusted = self._access.distrust(self.address, details)
+        guess = "" if self._has_worked else self._access.guess(details)
+        return untrusted or self._unavailable(what + guess)
 
     def _unavailable(self, what: str) -> CloudUnavailable:
         return CloudUnavailable(
             f"the cloud at {self.address} {what}; start one with `duet-cloud serve`,"
             " name another with --cloud HOST:PORT, or answer here with --mode local"
         )
+
+
+async def _why(channel: grpc.aio.Channel) -> str:
+    """gRPC's account of why a channel does not connect, which it gives to calls alone."""
+    stub = pb2_grpc.SpeculationServiceStub(channel)  # type: ignore[no-untyped-call]
+    try:
+        await stub.Describe(pb2.DescribeRequest())
+    except grpc.aio.AioRpcError as error:
+        return error.details() or ""
+    return ""

@@ -48,6 +48,12 @@ SESSION = "duet-session"
 REQUEST_ID = "duet-request-id"
 """Metadata of a call: the name of the request that it serves, in the logs of both sides."""
 
+RETRY_AFTER_MS = "retry-after-ms"
+"""Trailing metadata with the milliseconds after which it is worth asking again."""
+
+MAX_REQUEST_BYTES = 4 * 2**20
+"""What a service takes from an edge at once: more than the text of any context."""
+
 MAX_MESSAGE_BYTES = 32 * 2**20
 """A whole vocabulary is the largest message: 262k tokens are about 4 MB."""
 

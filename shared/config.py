@@ -23,6 +23,7 @@ from shared.addresses import is_loopback
 from shared.controller import DRAFT_LENGTHS, DRAFTING, Choices, Way
 from shared.draft_ahead import Pace
 from shared.errors import InvalidRequest, InvalidSetting, UnknownSetting
+from shared.limits import Limits
 from shared.messages import Policy
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.resumption import OnOutage
@@ -287,6 +288,24 @@ class CloudConfig(_Settings):
     """Options of vLLM's engine by name."""
     listen: Address = DEFAULT_ADDRESS
     """HOST:PORT; port 0 takes a free one."""
+    tls_cert: str | None = None
+    """File with the service's certificate; a renewed one is taken up without a restart."""
+    tls_key: str | None = None
+    """File with the key of `tls_cert`."""
+    tls_client_ca: str | None = None
+    """File with the certificates that vouch for edges, which must show one then."""
+    tokens: str | None = None
+    """File with tokens and limits of tenants, made by `duet-cloud tokens add`; calls need a token then."""
+    usage: str | None = None
+    """File in which tokens a minute are counted, for a restart and for replicas; unset counts in memory."""
+    insecure: bool = False
+    """Serve other machines without TLS, or anybody who asks."""
+    limits: Annotated[Limits, BeforeValidator(_read_json)] = Limits()
+    """What a tenant may have, unless `duet-cloud tenants limit` says otherwise."""
+    min_free_mb: int = Field(256, ge=0)
+    """New streams are refused while this machine, or this container, has less memory left."""
+    log_texts: bool = False
+    """Log prompts and answers; otherwise their lengths alone."""
     slots: int = Field(4, ge=1, le=256)
     """Streams whose KV caches are held at once."""
     context_tokens: int = Field(4096, ge=64)
@@ -315,6 +334,13 @@ class CloudConfig(_Settings):
     """HOST:PORT at which Prometheus reads the metrics."""
     traces_to: Url | None = None
     """URL of an OpenTelemetry collector (OTLP over gRPC) that gets the traces."""
+
+    @model_validator(mode="after")
+    def _check_trust(self) -> CloudConfig:
+        _check_pair(self, "tls_cert", "tls_key")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InvalidSetting("tls_client_ca is set, and needs tls_cert and tls_key")
+        return self
 
 
 Settings = TypeVar("Settings", EdgeConfig, CloudConfig)

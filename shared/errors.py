@@ -19,8 +19,12 @@ DuetError
 │   └── EdgeOverloaded
 ├── CloudError                  keep the committed tokens; finish locally or resume elsewhere
 │   ├── CloudUnavailable
+│   ├── CloudUntrusted
 │   ├── CloudOverloaded
 │   ├── CloudFailed
+│   ├── AccessDenied
+│   ├── QuotaExceeded
+│   ├── StreamExpired
 │   ├── VerifyTimeout
 │   └── VocabularyMismatch
 └── ProtocolError               a bug on one side: end the stream, do not retry
@@ -109,9 +113,21 @@ class EdgeOverloaded(RequestError):
 class CloudError(DuetError):
     """The cloud failed; what was committed stands."""
 
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        """
+        Args:
+            retry_after_s: when to ask again at the earliest, where the service knows.
+        """
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class CloudUnavailable(CloudError):
     """No service answers at the address, or it is leaving."""
+
+
+class CloudUntrusted(CloudError):
+    """The service cannot prove who it is, or does not encrypt: nothing was sent."""
 
 
 class CloudOverloaded(CloudError):
@@ -120,6 +136,18 @@ class CloudOverloaded(CloudError):
 
 class CloudFailed(CloudError):
     """The service had an internal failure."""
+
+
+class AccessDenied(CloudError):
+    """The service does not know the caller: no token, a wrong or an expired one."""
+
+
+class QuotaExceeded(CloudError):
+    """The caller has used up what it may have at a time."""
+
+
+class StreamExpired(CloudError):
+    """The edge was silent, did not read, or took longer in all than a stream may."""
 
 
 class VerifyTimeout(CloudError):
@@ -172,6 +200,10 @@ TABLE: dict[type[DuetError], Outcome] = {
     CloudUnavailable: Outcome("UNAVAILABLE", 5, 503),
     CloudOverloaded: Outcome("RESOURCE_EXHAUSTED", 5, 429),
     CloudFailed: Outcome("INTERNAL", 5, 502),
+    CloudUntrusted: Outcome("UNAUTHENTICATED", 5, 502),
+    AccessDenied: Outcome("UNAUTHENTICATED", 5, 502),
+    QuotaExceeded: Outcome("RESOURCE_EXHAUSTED", 5, 429),
+    StreamExpired: Outcome("DEADLINE_EXCEEDED", 5, 504),
     VerifyTimeout: Outcome("DEADLINE_EXCEEDED", 5, 504),
     VocabularyMismatch: Outcome("FAILED_PRECONDITION", 6, 502),
     InvalidDraft: Outcome("INVALID_ARGUMENT", 7, 502),
@@ -191,6 +223,7 @@ _FALLBACK_BY_STATUS: dict[str, type[DuetError]] = {
     "DEADLINE_EXCEEDED": VerifyTimeout,
     "RESOURCE_EXHAUSTED": CloudOverloaded,
     "INVALID_ARGUMENT": InvalidRequest,
+    "UNAUTHENTICATED": AccessDenied,
     "ABORTED": UnexpectedMessage,
 }
 
@@ -203,13 +236,16 @@ def outcome(error: DuetError) -> Outcome:
     raise KeyError(f"{type(error).__name__} has no row in shared.errors.TABLE")
 
 
-def from_status(grpc_status: str, message: str, kind: str | None = None) -> DuetError:
+def from_status(
+    grpc_status: str, message: str, kind: str | None = None, retry_after_s: float | None = None
+) -> DuetError:
     """Rebuild the error that the other side raised.
 
     Args:
         grpc_status: name in grpc.StatusCode.
         message: the status's details.
         kind: class name of the error where the peer sent it along; statuses are shared by several leaves.
+        retry_after_s: likewise; see `CloudError`.
     """
     cls = _LEAVES_BY_NAME.get(kind or "") or _FALLBACK_BY_STATUS.get(grpc_status, CloudFailed)
-    return cls(message)
+    return cls(message, retry_after_s=retry_after_s) if issubclass(cls, CloudError) else cls(message)

@@ -11,6 +11,8 @@ from shared.errors import (
     CloudOverloaded,
     CloudUnavailable,
     DuetError,
+    QuotaExceeded,
+    StreamExpired,
     VerifyTimeout,
 )
 from shared.messages import Open, Opened
@@ -29,7 +31,10 @@ class OnOutage(str, Enum):
 
 def is_resumable(error: DuetError) -> bool:
     """Whether the same stream may do better at another time or another replica."""
-    return isinstance(error, CloudUnavailable | CloudOverloaded | CloudFailed | VerifyTimeout)
+    return isinstance(
+        error,
+        CloudUnavailable | CloudOverloaded | CloudFailed | VerifyTimeout | QuotaExceeded | StreamExpired,
+    )
 
 
 def shows_absence(error: CloudError) -> bool:

@@ -23,6 +23,7 @@ class ScriptedTarget:
     """Implements `cloud_service.targets.base.Target`; a chat's prompt is the bytes of its contents."""
 
     engine = "scripted"
+    max_streams = 256
     name = "script"
     end_token_ids = frozenset({0})
 
@@ -56,7 +57,9 @@ class ScriptedTarget:
         return bytes([token_id % 256])
 
     @asynccontextmanager
-    async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[ScriptedSequence]:
+    async def sequence(
+        self, token_ids: Sequence[int], *, tenant: str | None = None
+    ) -> AsyncIterator[ScriptedSequence]:
         self.open_sequences += 1
         try:
             yield ScriptedSequence(self, self._next_token, self._probability)

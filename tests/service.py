@@ -22,10 +22,13 @@ import grpc
 from numpy.typing import NDArray
 from opentelemetry.trace import INVALID_SPAN
 
-from cloud_service.server import KEEPALIVE
+from cloud_service.guards import Guards
+from cloud_service.malformed import MalformedRequests
+from cloud_service.server import OPTIONS
 from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
+from cloud_service.tls import server_credentials
 from edge_agent import modes, speculation
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
@@ -35,7 +38,7 @@ from edge_agent.pacing import Pacing
 from edge_agent.remote import Cloud, Meter
 from edge_agent.steps import Round, Step
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
-from shared.config import EdgeConfig
+from shared.config import CloudConfig, EdgeConfig
 from shared.draft_ahead import Pace
 from shared.drafts import Source
 from shared.events import Token
@@ -45,6 +48,7 @@ from shared.sampling import draw, logprobs_from_logits, rows_from_logits
 from shared.session import Origin
 
 CONTEXT_TOKENS = 512
+_PLAIN_SERVICE = CloudConfig()
 _START_WITHIN_S = 120.0
 _STOP_WITHIN_S = 20.0
 
@@ -229,8 +233,6 @@ def float32_target(
     slots: int = 4,
     context_tokens: int = CONTEXT_TOKENS,
     max_draft_tokens: int = 32,
-    max_waiting_streams: int = 64,
-    max_wait_s: float = 30.0,
     step_s: float = 0.0,
 ) -> tuple[LlamaCppTarget, LlamaContext]:
     """A target in float32 throughout; see `in_process_cloud`."""
@@ -244,7 +246,7 @@ def float32_target(
         cache_type="f32",
     )
     context.step_s = step_s
-    target = LlamaCppTarget(model, context, max_waiting_streams=max_waiting_streams, max_wait_s=max_wait_s)
+    target = LlamaCppTarget(model, context)
     return target, context
 
 
@@ -259,6 +261,7 @@ async def in_process_cloud(
     max_wait_s: float = 30.0,
     step_s: float = 0.0,
     lossy_policies: bool = True,
+    tokens: str | None = None,
 ) -> AsyncIterator[InProcessCloud]:
     """Serve a model in float32 throughout, on a free port.
 
@@ -270,15 +273,17 @@ async def in_process_cloud(
         slots=slots,
         context_tokens=context_tokens,
         max_draft_tokens=max_draft_tokens,
-        max_waiting_streams=max_waiting_streams,
-        max_wait_s=max_wait_s,
         step_s=step_s,
     )
+    config = CloudConfig(
+        max_draft_tokens=max_draft_tokens,
+        lossy_policies=lossy_policies,
+        max_waiting_streams=max_waiting_streams,
+        max_wait_s=max_wait_s,
+        tokens=tokens,
+    )
     try:
-        async with serving(target, max_draft_tokens=max_draft_tokens, lossy_policies=lossy_policies) as (
-            address,
-            servicer,
-        ):
+        async with serving(target, config) as (address, servicer):
             yield InProcessCloud(address, target, servicer, context, slots)
     finally:
         await target.close()
@@ -286,13 +291,23 @@ async def in_process_cloud(
 
 @asynccontextmanager
 async def serving(
-    target: Target, *, max_draft_tokens: int = 32, lossy_policies: bool = True
+    target: Target, config: CloudConfig = _PLAIN_SERVICE, guards: Guards | None = None
 ) -> AsyncIterator[tuple[str, SpeculationServicer]]:
     """Serve any target on a free port; gives the address."""
-    servicer = SpeculationServicer(target, max_draft_tokens=max_draft_tokens, lossy_policies=lossy_policies)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *KEEPALIVE])
+    servicer = SpeculationServicer(
+        target,
+        guards or Guards.of(config, target),
+        max_draft_tokens=config.max_draft_tokens,
+        lossy_policies=config.lossy_policies,
+        log_texts=config.log_texts,
+    )
+    server = grpc.aio.server(interceptors=[MalformedRequests()], options=OPTIONS)
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    credentials = server_credentials(config)
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         yield f"127.0.0.1:{port}", servicer

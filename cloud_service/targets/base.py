@@ -93,12 +93,17 @@ class Target(TextSide, Protocol):
     """Name of the engine, as in --target."""
     context_tokens: int
     """Prompt and completion of one stream."""
+    max_streams: int
+    """Sequences that may be held at once."""
 
-    def sequence(self, token_ids: Sequence[int]) -> AbstractAsyncContextManager[TargetSequence]:
+    def sequence(
+        self, token_ids: Sequence[int], *, tenant: str | None = None
+    ) -> AbstractAsyncContextManager[TargetSequence]:
         """A place in the engine for a stream that begins with these tokens; freed on exit, on cancel too.
 
-        Raises:
-            CloudOverloaded: no place came free in time.
+        Args:
+            tenant: whose stream it is. What is cached for one tenant is never read for another, so that
+                neither timings nor counts tell what somebody else has asked. None is a tenant, too.
         """
         ...
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_service.fairness import TokenCounters
 from cloud_service.scheduling import PassCost, is_step, plan
 from cloud_service.targets.base import GenerateOptions, Scores
 from shared.errors import CloudFailed, CloudOverloaded, DuetError
 from shared.llama import DecodeAborted, Extension, LlamaContext, LlamaModel
-from shared.llama.slots import Slots, Turn
+from shared.llama.slots import Slots
 from shared.messages import Message, Timings
 from shared.sampling import draw, logprobs_from_logits, rows_from_logits
 
@@ -32,6 +33,7 @@ class _Job:
     """Bring one slot to `token_ids` and hand out the rows of the last `num_rows` of them."""
 
     slot: int
+    tenant: str | None
     token_ids: list[int]
     num_rows: int
     width: int
@@ -49,32 +51,23 @@ class LlamaCppTarget:
 
     engine = "llama-cpp"
 
-    def __init__(
-        self,
-        model: LlamaModel,
-        context: LlamaContext,
-        *,
-        max_waiting_streams: int,
-        max_wait_s: float,
-    ) -> None:
-        """
-        Args:
-            max_waiting_streams: streams that may queue for a slot.
-            max_wait_s: how long they do.
-        """
+    def __init__(self, model: LlamaModel, context: LlamaContext) -> None:
         self.name = model.name
         self.context_tokens = context.context_tokens
         self.vocabulary = model.vocabulary
         self.end_token_ids = model.end_token_ids
         self._model = model
         self._context = context
-        self._slots = Slots(range(len(context.cached)), max_waiting_streams)
-        self._max_wait_s = max_wait_s
+        self.max_streams = len(context.cached)
+        self._slots = Slots(range(self.max_streams), max_waiting=0)
+        self._tenants: list[str | None] = [None] * self.max_streams
+        """Whose text each slot holds. Written by the engine's thread, which changes the text itself."""
         self._jobs: list[_Job] = []
         self._running: list[_Job] = []
         self._wake = threading.Condition()
         self._closing = False
         self._cost = PassCost()
+        self._counters = TokenCounters()
         self._thread = threading.Thread(target=self._run, name="duet-llama", daemon=True)
         self._thread.start()
 
@@ -94,30 +87,17 @@ class LlamaCppTarget:
         return self._model.piece(token_id)
 
     @asynccontextmanager
-    async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[LlamaCppSequence]:
-        turn = self._slots.enter(token_ids)
-        if turn is None:
-            raise CloudOverloaded(
-                f"all slots are taken and {self._slots.num_waiting} streams wait already; try again later"
-            )
+    async def sequence(
+        self, token_ids: Sequence[int], *, tenant: str | None = None
+    ) -> AsyncIterator[LlamaCppSequence]:
+        own = [slot for slot, owner in enumerate(self._tenants) if owner == tenant]
+        turn = self._slots.enter(token_ids, reusable=own)
+        if turn is None or turn.slot is None:
+            raise CloudOverloaded("all slots are taken; try again later")
         try:
-            yield LlamaCppSequence(self, await self._slot_of(turn))
+            yield LlamaCppSequence(self, turn.slot, tenant)
         finally:
-            self._slots.leave(turn, [] if turn.slot is None else self._context.cached[turn.slot])
-
-    async def _slot_of(self, turn: Turn) -> int:
-        async def granted() -> None:
-            while turn.position:
-                await turn.moved()
-
-        try:
-            await asyncio.wait_for(granted(), self._max_wait_s)
-        except asyncio.TimeoutError:
-            raise CloudOverloaded(
-                f"no slot came free within {self._max_wait_s:g} s; try again later"
-            ) from None
-        assert turn.slot is not None
-        return turn.slot
+            self._slots.leave(turn, self._context.cached[turn.slot])
 
     async def warm_up(self) -> None:
         pass
@@ -175,8 +155,13 @@ class LlamaCppTarget:
 
     def _next_batch(self) -> list[tuple[_Job, Extension]]:
         self._jobs.sort(key=lambda job: job.submitted)
+        self._counters.active(job.tenant for job in self._jobs)
+        self._jobs = [self._jobs[i] for i in self._counters.order([job.tenant for job in self._jobs])]
         remaining = []
         for job in self._jobs:
+            if self._tenants[job.slot] != job.tenant:
+                self._context.rewind(job.slot, 0)
+                self._tenants[job.slot] = job.tenant
             kept = self._context.align(job.slot, job.token_ids[: len(job.token_ids) - job.num_rows])
             remaining.append(len(job.token_ids) - kept)
         num_rows = [job.num_rows for job in self._jobs]
@@ -184,6 +169,7 @@ class LlamaCppTarget:
         taken = plan(
             remaining,
             num_rows,
+            [job.tenant for job in self._jobs],
             max_batch_tokens=self._context.max_batch_tokens,
             max_rows=self._context.max_rows,
             prefill_tokens=self._cost.prefill_tokens(sum(steps)),
@@ -205,6 +191,7 @@ class LlamaCppTarget:
         self._cost.observe(sum(len(extension.token_ids) for _, extension in batch), ended - began)
         for (job, extension), logits in zip(batch, rows, strict=True):
             job.sequence.num_computed_tokens += len(extension.token_ids)
+            self._counters.serve(job.tenant, len(extension.token_ids))
             if extension.num_rows and not job.cancelled:
                 try:
                     self._deliver(job, logits, ended)
@@ -239,9 +226,10 @@ class LlamaCppTarget:
 class LlamaCppSequence:
     """Implements `base.TargetSequence` on one slot."""
 
-    def __init__(self, target: LlamaCppTarget, slot: int) -> None:
+    def __init__(self, target: LlamaCppTarget, slot: int, tenant: str | None) -> None:
         self._target = target
         self._slot = slot
+        self._tenant = tenant
         self.num_computed_tokens = 0
 
     async def score(
@@ -256,7 +244,9 @@ class LlamaCppSequence:
         def fail(error: DuetError) -> None:
             loop.call_soon_threadsafe(_settle, done, error)
 
-        job = _Job(self._slot, list(token_ids), num_rows, width, self, deliver, fail, proposed or ())
+        job = _Job(
+            self._slot, self._tenant, list(token_ids), num_rows, width, self, deliver, fail, proposed or ()
+        )
         self._target.submit(job)
         try:
             scores = await done
@@ -282,7 +272,7 @@ class LlamaCppSequence:
         def fail(error: DuetError) -> None:
             loop.call_soon_threadsafe(made.put_nowait, error)
 
-        job = _Job(self._slot, text, 1, options.sampling.row_width, self, deliver, fail)
+        job = _Job(self._slot, self._tenant, text, 1, options.sampling.row_width, self, deliver, fail)
         self._target.submit(job)
         try:
             for _ in range(options.max_tokens):

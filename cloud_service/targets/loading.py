@@ -68,9 +68,7 @@ def _load_llama_cpp(config: CloudConfig, model: ResolvedModel) -> Target:
         threads=config.threads,
         cache_type=config.cache_type,
     )
-    return LlamaCppTarget(
-        llama, context, max_waiting_streams=config.max_waiting_streams, max_wait_s=config.max_wait_s
-    )
+    return LlamaCppTarget(llama, context)
 
 
 def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:

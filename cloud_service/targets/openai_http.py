@@ -348,6 +348,8 @@ class OpenAiTarget:
     """Implements `base.Target`."""
 
     engine = "openai"
+    max_streams = 256
+    """As many as a `vllm serve` runs at once by default."""
 
     def __init__(self, upstream: Upstream, service: Service, text: TextSide) -> None:
         self.upstream = upstream
@@ -369,8 +371,10 @@ class OpenAiTarget:
         return self._text.piece(token_id)
 
     @asynccontextmanager
-    async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[OpenAiSequence]:
-        yield OpenAiSequence(self)
+    async def sequence(
+        self, token_ids: Sequence[int], *, tenant: str | None = None
+    ) -> AsyncIterator[OpenAiSequence]:
+        yield OpenAiSequence(self, cache_salt=tenant)
 
     async def warm_up(self) -> None:
         pass  # `inspect` ran a round
@@ -385,8 +389,9 @@ class OpenAiTarget:
 class OpenAiSequence:
     """Implements `base.TargetSequence`. Holds nothing upstream between calls."""
 
-    def __init__(self, target: OpenAiTarget) -> None:
+    def __init__(self, target: OpenAiTarget, cache_salt: str | None) -> None:
         self._target = target
+        self._own_cache = {} if cache_salt is None else {"cache_salt": cache_salt}
         self._service = target.service
         self._known = KnownRows()
         self.num_computed_tokens = 0
@@ -457,8 +462,11 @@ class OpenAiSequence:
         self, token_ids: Sequence[int], sampling: Mapping[str, Any], read_cache: bool
     ) -> tuple[str, dict[str, Any]]:
         if self._service.by_tokens:
-            return _GENERATE, _by_tokens(self._service.model, token_ids, sampling, read_cache=read_cache)
-        return _COMPLETIONS, _by_completion(self._service.model, token_ids, sampling)
+            path = _GENERATE
+            body = _by_tokens(self._service.model, token_ids, sampling, read_cache=read_cache)
+        else:
+            path, body = _COMPLETIONS, _by_completion(self._service.model, token_ids, sampling)
+        return path, body | self._own_cache
 
     def _in_order(self, rows: Sequence[Row], width: int) -> Rows:
         ids, logprobs = as_arrays(rows)

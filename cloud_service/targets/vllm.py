@@ -154,6 +154,7 @@ class VllmTarget:
         self._text = text
         self.name = text.name
         self.context_tokens = int(config.model_config.max_model_len)
+        self.max_streams = int(config.scheduler_config.max_num_seqs)
         self.block_tokens = int(config.cache_config.block_size)
         """Tokens of one block of the KV cache."""
         self.vocabulary = text.vocabulary
@@ -184,10 +185,9 @@ class VllmTarget:
 
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, cache_salt: str | None = None
+        self, token_ids: Sequence[int], *, tenant: str | None = None
     ) -> AsyncIterator[VllmSequence]:
-        """See `base.Target`. Streams of different salts share no cache."""
-        yield VllmSequence(self, cache_salt)
+        yield VllmSequence(self, cache_salt=tenant)
 
     async def failed(self) -> None:
         while not self.llm.errored:  # noqa: ASYNC110 - nothing of vLLM can be waited for

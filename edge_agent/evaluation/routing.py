@@ -86,12 +86,7 @@ class RoutingPlan:
 
 
 def connect(spec: CloudSpec, config: EdgeConfig) -> Cloud:
-    return Cloud(
-        spec.address,
-        connect_timeout_s=config.connect_timeout_s,
-        silence_timeout_s=config.verify_timeout_s,
-        dead_link_s=config.dead_link_s,
-    )
+    return Cloud.of(config, spec.address)
 
 
 def request_text(item: Item) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from shared.llama.context import common_prefix
 
@@ -50,14 +50,15 @@ class Slots:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def enter(self, token_ids: Sequence[int]) -> Turn | None:
+    def enter(self, token_ids: Sequence[int], *, reusable: Container[int] | None = None) -> Turn | None:
         """Take a free slot or a place in line, to be given back by `leave`; None where the line is full.
 
         Args:
             token_ids: what the stream begins with.
+            reusable: slots whose text it may go on from; None is all of them.
         """
         if self._free:
-            slot = self._best_free(list(token_ids))
+            slot = self._best_free(list(token_ids), reusable)
             del self._free[slot]
             return Turn(0, slot)
         if len(self._waiting) >= self._max_waiting:
@@ -82,13 +83,16 @@ class Slots:
             if waiting.position != position:
                 waiting.move(position)
 
-    def _best_free(self, token_ids: list[int]) -> int:
+    def _best_free(self, token_ids: list[int], reusable: Container[int] | None) -> int:
         """The slot that holds most of the text already, or else the one unused for longest.
 
         Half of the text at least, or half of what the slot holds: every chat begins with the same few tokens
         of the template, and for those nobody else's conversation should be overwritten.
         """
-        shared = {slot: common_prefix(cached, token_ids) for slot, cached in self._free.items()}
+        shared = {
+            slot: common_prefix(cached, token_ids) if reusable is None or slot in reusable else 0
+            for slot, cached in self._free.items()
+        }
         best = max(shared, key=lambda slot: shared[slot])
         is_worth_it = 2 * shared[best] > min(len(token_ids), len(self._free[best]))
         return best if is_worth_it else next(iter(self._free))

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import AsyncExitStack, aclosing, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -289,18 +289,63 @@ async def test_two_prompts_are_read_side_by_side_and_the_short_one_is_not_held_u
             await reading
 
 
-async def test_waiting_streams_get_slots_in_the_order_in_which_they_came(tiny_pair: TinyPair) -> None:
-    served: list[int] = []
+# Tenants
 
-    async def wait_and_write(name: int) -> None:
-        async with service.target.sequence([]) as sequence:
-            served.append(name)
-            await sequence.score(prompt(4, seed=name), num_rows=1, width=1)
 
+async def test_a_prefix_of_one_tenant_is_computed_again_for_another(tiny_pair: TinyPair) -> None:
+    text = prompt(200)
+    async with in_process_cloud(tiny_pair.target_gguf, slots=2) as service:
+
+        async def num_computed(tenant: str | None) -> int:
+            async with service.target.sequence(text, tenant=tenant) as sequence:
+                await sequence.score(text, num_rows=1, width=1)
+                return sequence.num_computed_tokens
+
+        assert await num_computed("alice") == 200
+        assert await num_computed("alice") == 1, "her own text is there"
+        assert await num_computed("bob") == 200
+        assert await num_computed(None) == 200, "nobody in particular is a tenant like any other"
+        assert await num_computed("alice") == 200, "her slot went to somebody else meanwhile"
+
+
+async def test_a_slot_that_was_taken_and_never_used_is_not_read_by_the_next_tenant(
+    tiny_pair: TinyPair,
+) -> None:
+    text = prompt(100)
     async with in_process_cloud(tiny_pair.target_gguf, slots=1) as service:
-        async with service.target.sequence([]):
-            waiting = [asyncio.create_task(wait_and_write(name)) for name in range(8)]
-            await asyncio.sleep(0)
-            assert served == []
-        await asyncio.gather(*waiting)
-    assert served == list(range(8))
+        async with service.target.sequence(text, tenant="alice") as sequence:
+            await sequence.score(text, num_rows=1, width=1)
+        async with service.target.sequence(text, tenant="bob"):
+            pass  # it left before it asked for anything
+        async with service.target.sequence(text, tenant="bob") as sequence:
+            await sequence.score(text, num_rows=1, width=1)
+            assert sequence.num_computed_tokens == 100
+
+
+async def test_a_tenant_with_many_streams_does_not_hold_up_one_with_a_single_stream(
+    tiny_pair: TinyPair,
+) -> None:
+    num_greedy = 6
+    async with (
+        in_process_cloud(tiny_pair.target_gguf, slots=num_greedy + 1) as service,
+        AsyncExitStack() as stack,
+    ):
+        greedy = [
+            await stack.enter_async_context(service.target.sequence([], tenant="greedy"))
+            for _ in range(num_greedy)
+        ]
+        single = await stack.enter_async_context(service.target.sequence([], tenant="single"))
+        with watched(service) as passes:
+            passes.base_s = 0.002
+            reading = [
+                asyncio.create_task(sequence.score(prompt(450, seed=i), num_rows=1, width=1))
+                for i, sequence in enumerate(greedy)
+            ]
+            await eventually(lambda: len(passes.begun) >= 2)
+            await single.score(prompt(300, seed=9), num_rows=1, width=1)
+            done = sum(sequence.num_computed_tokens for sequence in greedy)
+            assert done <= 300 + 4 * 64, "the single stream got as much as the six together"
+            assert not any(task.done() for task in reading)
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)

@@ -26,6 +26,7 @@ APART = {
 PURE = [
     *(path for path in sorted((ROOT / "shared").glob("*.py")) if f"shared.{path.stem}" not in APART),
     ROOT / "cloud_service" / "scheduling.py",
+    ROOT / "cloud_service" / "fairness.py",
 ]
 IMPURE = {
     *("grpc", "llama_cpp", "vllm", "huggingface_hub", "yaml", "platformdirs", "typer", "rich", "structlog"),

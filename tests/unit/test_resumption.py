@@ -12,6 +12,8 @@ from shared.errors import (
     CloudFailed,
     CloudOverloaded,
     CloudUnavailable,
+    QuotaExceeded,
+    StreamExpired,
     VerifyTimeout,
 )
 from shared.messages import Message, Open, Opened, Policy
@@ -27,7 +29,14 @@ OPENED = Opened(
     max_draft_tokens=32,
     vocabulary_sha256="v",
 )
-RESUMABLE = {CloudUnavailable, CloudOverloaded, CloudFailed, VerifyTimeout}
+RESUMABLE = {
+    CloudUnavailable,
+    CloudOverloaded,
+    CloudFailed,
+    VerifyTimeout,
+    QuotaExceeded,
+    StreamExpired,
+}
 
 
 def test_only_what_may_be_better_later_or_elsewhere_is_tried_again():

@@ -41,6 +41,7 @@ def test_the_next_pass(remaining, num_rows, max_batch_tokens, prefill_tokens, ta
         plan(
             remaining,
             num_rows,
+            ["one"] * len(remaining),
             max_batch_tokens=max_batch_tokens,
             max_rows=max_batch_tokens,
             prefill_tokens=prefill_tokens,
@@ -58,7 +59,15 @@ def test_the_next_pass(remaining, num_rows, max_batch_tokens, prefill_tokens, ta
     ],
 )
 def test_rows_have_a_budget_of_their_own(remaining, num_rows, max_rows, taken):
-    assert plan(remaining, num_rows, max_batch_tokens=64, max_rows=max_rows, prefill_tokens=64) == taken
+    tenants = ["one"] * len(remaining)
+    assert (
+        plan(remaining, num_rows, tenants, max_batch_tokens=64, max_rows=max_rows, prefill_tokens=64) == taken
+    )
+
+
+def test_prompts_of_two_tenants_share_a_pass_however_many_each_has():
+    taken = plan([300] * 4, [1] * 4, "aaab", max_batch_tokens=512, max_rows=64, prefill_tokens=60)
+    assert taken == [10, 10, 10, 30]
 
 
 LARGEST_DRAFT = 24
@@ -88,7 +97,7 @@ def test_a_step_is_whole_and_rows_come_out_of_one_pass(waiting, max_batch_tokens
 
 
 @given(streams.filter(len), batch_sizes, prefills)
-def test_every_pass_moves_the_stream_that_waits_longest(waiting, max_batch_tokens, prefill_tokens):
+def test_every_pass_moves_the_most_urgent_stream(waiting, max_batch_tokens, prefill_tokens):
     assert next_pass(waiting, max_batch_tokens, prefill_tokens)[0] > 0
 
 
@@ -115,6 +124,7 @@ def next_pass(waiting: list[tuple[int, int]], max_batch_tokens: int, prefill_tok
     return plan(
         [left for left, _ in waiting],
         [rows for _, rows in waiting],
+        [i % 3 for i in range(len(waiting))],
         max_batch_tokens=max_batch_tokens,
         max_rows=max_batch_tokens,
         prefill_tokens=prefill_tokens,

@@ -111,7 +111,7 @@ async def test_streams_of_different_salts_share_no_cache(target: VllmTarget) -> 
     text = random_text(200, seed=6)
     computed = []
     for salt in ("a", "a", "b", None):
-        async with target.sequence(text, cache_salt=salt) as sequence:
+        async with target.sequence(text, tenant=salt) as sequence:
             await sequence.score(text, num_rows=1, width=1)
             computed.append(sequence.num_computed_tokens)
     assert computed == [200, 200 - 192, 200, 200]
