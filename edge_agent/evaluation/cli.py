@@ -185,12 +185,15 @@ def sweep(
     """Compare sets of signals on a run that is there: cross-fitted blends, as a table. Runs no model."""
     from edge_agent.evaluation.crossfit import sweep as compare
     from edge_agent.evaluation.feature_sets import feature_sets, with_course
+    from edge_agent.evaluation.priors import with_prior_of_questions
     from edge_agent.evaluation.runs import read_run
     from edge_agent.evaluation.summary import sweep_markdown
+    from edge_agent.routing.probes import GUESSES
 
     if labels not in ("own", "routellm"):
         raise InvalidSetting(f"--labels is own or routellm, not {labels!r}")
     _, rows = read_run(run)
+    rows = with_prior_of_questions(rows, GUESSES)
     if labels == "own":
         rows = with_course(rows)
     pair_labels: Literal["own", "routellm"] = "own" if labels == "own" else "routellm"

@@ -13,7 +13,10 @@ from edge_agent.routing.probes import SHAPE_FEATURES
 WINDOWS = (16, 32, 64)
 """First tokens of an answer that are looked at; the whole answer besides."""
 
-_PROMPT_FORM = ("who-prompt", "rating-prompt", "who-few-shot", "rating-few-shot")
+_PROMPT_FORM = (
+    *("who-prompt", "rating-prompt", "letters-prompt"),
+    *("who-few-shot", "rating-few-shot", "letters-few-shot"),
+)
 _COURSE = "answer."
 
 

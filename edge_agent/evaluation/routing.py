@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_agent.edge_model import EdgeModel
 from edge_agent.evaluation.batch import Answered, Job, answers, load_batch_edge
 from edge_agent.evaluation.cloud_answers import CloudAnswers
@@ -17,7 +19,7 @@ from edge_agent.evaluation.items import Item, Kind
 from edge_agent.evaluation.plan import Examine, Unit
 from edge_agent.evaluation.runs import Row
 from edge_agent.remote import Cloud
-from edge_agent.routing.probes import Probe, Question, Reading, cheap_features
+from edge_agent.routing.probes import Probe, Question, Reading, Said, cheap_features
 from edge_agent.routing.reading import QuestionReader
 from edge_agent.routing.router import probes_named, templates_folder
 from edge_agent.routing.template import templates_sha256
@@ -103,6 +105,7 @@ class _Read:
     question: Question
     readings: list[Reading]
     num_evaluated: int
+    """Tokens, and seconds, of the probes that read one token each."""
     seconds: float
 
 
@@ -113,7 +116,8 @@ class _Examiner:
         self._plan = plan
         self._edge = edge
         self._cloud = cloud
-        self._probes = probes
+        self._asked = [probe for probe in probes if probe.max_words == 0]
+        self._writing = [probe for probe in probes if probe.max_words > 0]
         self._estimates = {probe.name: probe.estimates for probe in probes}
         self._reader = QuestionReader(edge, {})
 
@@ -121,6 +125,7 @@ class _Examiner:
         by_cloud = {unit.id: asyncio.create_task(self._ask_cloud(unit.item)) for unit in units}
         try:
             read = {unit.id: await self._read(unit.item) for unit in units}
+            await self._let_write(read)
             by_id = {unit.id: unit for unit in units}
             if not self._plan.answer:
                 for unit in units:
@@ -150,11 +155,29 @@ class _Examiner:
             began = time.monotonic()
             before = self._edge.context.num_decoded_tokens
             question = self._reader.question([Message("user", item.question)])
-            readings = self._reader.read(question, self._probes)
+            readings = self._reader.read(question, self._asked)
             evaluated = self._edge.context.num_decoded_tokens - before
             return _Read(question, readings, evaluated, time.monotonic() - began)
 
         return await self._edge.run(work)
+
+    async def _let_write(self, read: Mapping[str, _Read]) -> None:
+        """Add the readings of probes that let the model write: the texts of all questions side by side."""
+        asked = {
+            f"{number}|{key}": (probe, one)
+            for number, probe in enumerate(self._writing)
+            for key, one in read.items()
+            if probe.applies(one.question)
+        }
+        jobs = [
+            Job(key, tuple(self._reader.prompt(one.question, probe)), probe.max_words)
+            for key, (probe, one) in asked.items()
+        ]
+        async with aclosing(answers(self._edge, jobs)) as written:
+            async for job, answer in written:
+                probe, one = asked[job.key]
+                said = Said(np.empty(0), answer.text, answer.logprobs)
+                one.readings.append(probe.read(self._edge.model, one.question, said, None))
 
     def _row(self, item: Item, read: _Read, edge: Answered | None, cloud: Answered | None) -> Row:
         features = cheap_features(read.question)

@@ -164,8 +164,20 @@ class OptionProbe:
         return head + encoded[0][:shared], [ids[shared] for ids in encoded]
 
 
-class LetterProbe(OptionProbe):
-    """Own confidence on a multiple-choice question: the likeliest letter's probability, without its prior."""
+class GuessProbe(OptionProbe):
+    """Own confidence in an answer given at once: the likeliest option's probability, without its prior."""
+
+    def applies(self, question: Question) -> bool:
+        return not question.letters
+
+    def interpret(self, question: Question, logprobs: Float) -> Reading:
+        probs = np.exp(logprobs)
+        options = dict(zip(self.options(question), map(float, probs), strict=True))
+        return Reading(self.name, 1.0 - float(probs.max()), guess_features(self.name, logprobs), options)
+
+
+class LetterProbe(GuessProbe):
+    """Own confidence on a multiple-choice question."""
 
     def applies(self, question: Question) -> bool:
         return bool(question.letters)
@@ -175,17 +187,6 @@ class LetterProbe(OptionProbe):
 
     def without_content(self, question: Question) -> str:
         return multiple_choice(NO_CONTENT, [NO_CONTENT] * len(question.letters))
-
-    def interpret(self, question: Question, logprobs: Float) -> Reading:
-        probs = np.exp(logprobs)
-        best, second = np.sort(logprobs)[-1:-3:-1]
-        features = {
-            "letters": 1.0 - float(probs.max()),
-            "letters.margin": float(best - second),
-            "letters.entropy": -float(probs @ logprobs),
-        }
-        options = dict(zip(question.letters, map(float, probs), strict=True))
-        return Reading(self.name, 1.0 - float(probs.max()), features, options)
 
 
 class ConfidenceProbe:
@@ -301,6 +302,9 @@ def all_probes(folder: Path | None = None, tokens_per_word: float | None = None)
                 "rating-few-shot",
             )
         ),
+        LetterProbe(load_template("letters-prompt", folder), "difficulty", takes_prior=True),
+        LetterProbe(load_template("letters-few-shot", folder), "difficulty", takes_prior=True),
+        GuessProbe(load_template("digit", folder), "difficulty", takes_prior=True),
         DraftConfidenceProbe(),
         WrittenProbe(load_template("ten-times", folder), "difficulty", max_words=32),
         WrittenProbe(load_template("words-first-line", folder), "length", 12, tokens_per_word),
@@ -313,6 +317,9 @@ def multiple_choice(question: str, choices: Sequence[str]) -> str:
         [question, *(f"{letter}. {choice}" for letter, choice in zip("ABCDEF", choices, strict=False))]
     )
 
+
+GUESSES = ("letters", "letters-prompt", "letters-few-shot", "digit")
+"""Probes that read an answer given at once."""
 
 SHAPE_FEATURES = ("prompt_tokens.", "shape.")
 """How the names of `cheap_features` begin."""
@@ -335,6 +342,22 @@ def _normalised(logprobs: Float) -> Float:
     peak = logprobs.max()
     normalised: Float = logprobs - peak - np.log(np.exp(logprobs - peak).sum())
     return normalised
+
+
+def guess_features(name: str, logprobs: Float) -> dict[str, float]:
+    """What a guess says of its own worth.
+
+    Args:
+        name: of the probe.
+        logprobs: [num_options], normalised, nats.
+    """
+    probs = np.exp(logprobs)
+    best, second = np.sort(logprobs)[-1:-3:-1]
+    return {
+        name: 1.0 - float(probs.max()),
+        f"{name}.margin": float(best - second),
+        f"{name}.entropy": -float(probs @ logprobs),
+    }
 
 
 def parse_failure_rate(readings: Sequence[Reading]) -> float:

@@ -52,6 +52,14 @@ class QuestionReader:
             for probe, heard in zip(probes, said, strict=True)
         ]
 
+    def prompt(self, question: Question, probe: Probe) -> list[int]:
+        """A probe's own prompt; one that leaves no room for its words keeps its head and its tail."""
+        prompt = probe.prompt(self._model, question)
+        room = self._context.context_tokens
+        if len(prompt) + probe.max_words <= room:
+            return prompt
+        return [*prompt[: room // 4], *prompt[-room // 2 :]]
+
     def _prior(self, probe: Probe, question: Question) -> Float | None:
         if not isinstance(probe, OptionProbe) or not probe.takes_prior:
             return None
@@ -64,7 +72,7 @@ class QuestionReader:
 
     def _ask(self, question: Question, probes: Sequence[Probe]) -> list[Said]:
         """What the model says to each; those that share the question first, in as few batches as possible."""
-        prompts = [probe.prompt(self._model, question) for probe in probes]
+        prompts = [self.prompt(question, probe) for probe in probes]
         ids = list(question.token_ids)
         shares = [
             i for i, probe in enumerate(probes) if probe.max_words == 0 and prompts[i][: len(ids)] == ids
@@ -99,8 +107,6 @@ class QuestionReader:
     def _ask_alone(self, prompt: list[int], max_words: int) -> Said:
         """Evaluate one prompt, and let the model write where it may; greedy."""
         context, ends = self._context, self._model.end_token_ids
-        if len(prompt) + max_words > context.context_tokens:
-            prompt = [*prompt[: context.context_tokens // 4], *prompt[-context.context_tokens // 2 :]]
         kept = context.align(self._sequence, prompt[:-1])
         first = _said(context.extend(self._sequence, prompt[kept:], 1)[0])
         logprobs = first.logprobs

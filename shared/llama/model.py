@@ -43,6 +43,8 @@ def _quiet_engine() -> None:
             _engine_errors.append(line)
         log.debug("%s", line)  # what fails is said by the error that we raise
 
+    # CUDA faults where it starts under a log callback (seen with 0.3.36): let the devices start before.
+    llama_cpp.llama_print_system_info()
     callback = llama_cpp.llama_log_callback(receive)
     _keep_alive.append(callback)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))

@@ -8,6 +8,7 @@ import pytest
 from edge_agent.routing.probes import (
     ConfidenceProbe,
     DraftConfidenceProbe,
+    GuessProbe,
     LetterProbe,
     OptionProbe,
     Question,
@@ -113,6 +114,25 @@ def test_confidence_in_a_letter_is_what_is_left_without_its_prior():
     reading = probe.read(MODEL, asked(CHOICES), said, likes_a)
     assert max(reading.distribution, key=reading.distribution.__getitem__) == "B"
     assert reading.value == pytest.approx(1 - reading.distribution["B"])
+
+
+def test_a_guess_is_asked_of_questions_without_options_and_says_how_sure_it_is():
+    probe = GuessProbe(load_template("digit"), "difficulty", takes_prior=False)
+    assert probe.applies(asked("How many?"))
+    assert not probe.applies(asked(CHOICES))
+    sure = probe.read(MODEL, asked("How many?"), says(_7=0.98), None)
+    unsure = probe.read(MODEL, asked("How many?"), says(_7=0.2, _3=0.2), None)
+    assert sure.value < unsure.value
+    assert sure.features["digit.entropy"] < unsure.features["digit.entropy"]
+    assert sure.features["digit.margin"] > unsure.features["digit.margin"]
+
+
+@pytest.mark.parametrize("name", ["letters-prompt", "letters-few-shot"])
+def test_a_letter_can_be_asked_for_in_a_prompt_of_its_own(name):
+    probe = LetterProbe(load_template(name), "difficulty", takes_prior=True)
+    prompt = "".join(map(chr, probe.prompt(MODEL, asked(CHOICES))))
+    assert prompt.endswith(f"{CHOICES}\nAnswer: ")
+    assert set(probe.read(MODEL, asked(CHOICES), says(B=0.9), None).distribution) == {"A", "B", "C"}
 
 
 def test_confidence_is_the_first_tokens_probability():
