@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cloud_service.guards import Guards
 from cloud_service.malformed import MalformedRequests
+from cloud_service.observing import CallIdentity
 from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
 from cloud_service.tenants import read_tenants
@@ -90,7 +91,9 @@ async def serve(
     """
     credentials = server_credentials(config)
     server = grpc.aio.server(
-        interceptors=[MalformedRequests()], options=OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS
+        interceptors=[CallIdentity(), MalformedRequests()],
+        options=OPTIONS,
+        maximum_concurrent_rpcs=_MAX_CALLS,
     )
     address = _bind(server, config.listen, credentials)
     target = await asyncio.to_thread(load)
@@ -118,14 +121,15 @@ async def serve(
     )
     keeping = asyncio.create_task(guards.quotas.keep())
     asked = _stop_signal()  # before anybody is told that the service is there
-    on_ready(address)
     try:
-        died = await _died_before(asked, target)
-        await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
-        if died:
-            raise CloudUnavailable(f"the {target.engine} engine has died; its log says why")
-        log.info("draining", streams=servicer.num_streams, seconds=config.drain_s)
-        await servicer.drain(config.drain_s)
+        with servicer.metrics.served(config.metrics_listen):
+            on_ready(address)
+            died = await _died_before(asked, target)
+            await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+            if died:
+                raise CloudUnavailable(f"the {target.engine} engine has died; its log says why")
+            log.info("draining", streams=servicer.num_streams, seconds=config.drain_s)
+            await servicer.drain(config.drain_s)
     finally:
         await server.stop(grace=1.0)
         await target.close()

@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 from cloud_service.guards import Guards
+from cloud_service.metrics import CloudMetrics
+from cloud_service.observing import caller_trace
 from cloud_service.security import Caller
 from cloud_service.targets.base import GenerateOptions, Target, TargetSequence
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
+from shared import tracing
 from shared.errors import (
     CloudError,
     CloudFailed,
@@ -36,7 +40,7 @@ from shared.errors import (
     outcome,
 )
 from shared.limits import Phase, overdue, smallest
-from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy, Tokens, Usage
+from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy, Tokens, Usage, Verdict
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import draw
 from shared.session import CloudSession
@@ -120,6 +124,7 @@ class _Stream:
     """Set when the session has a draft, or when the stream must look at its state."""
     began: float = field(default_factory=time.monotonic)
     num_computed_tokens: int = 0
+    span: Span = INVALID_SPAN
 
     @property
     def text(self) -> list[int]:
@@ -155,6 +160,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             lossy_policies: whether a stream may ask for one; otherwise it gets `lossless`.
             log_texts: whether prompts and answers are logged.
         """
+        self.metrics = CloudMetrics()
         self._target = target
         self._guards = guards
         self._log_texts = log_texts
@@ -228,9 +234,9 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         except asyncio.CancelledError:
             if call is None or call.cut_off is None:
                 raise  # the edge has hung up
-            await _abort(context, StreamExpired(f"{call.cut_off}; open it again with what is committed"))
+            await self._abort(context, StreamExpired(f"{call.cut_off}; open it again with what is committed"))
         except Exception as error:
-            await _abort(context, error)
+            await self._abort(context, error)
 
     def _granted(self, request: Open) -> Policy:
         return request.policy if request.policy in self._policies else Policy.LOSSLESS
@@ -251,7 +257,8 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         self._streams.add(stream)
         self._all_ended.clear()
         try:
-            yield
+            with self._observed(stream, kind):
+                yield
         finally:
             self._streams.discard(stream)
             if not self._streams:
@@ -269,6 +276,50 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                 seconds=round(time.monotonic() - stream.began, 3),
                 **(self._texts(stream) if self._log_texts else {}),
             )
+
+    @contextmanager
+    def _observed(self, stream: _Stream, kind: str) -> Iterator[None]:
+        num_began_with = len(stream.text)
+        attributes = {"duet.prompt_tokens": len(stream.opened.prompt_token_ids)}
+        with (
+            self.metrics.stream(kind),
+            tracing.span(
+                f"duet.cloud.{kind}", caller_trace.get(), kind=SpanKind.SERVER, attributes=attributes
+            ) as span,
+        ):
+            stream.span = span
+            try:
+                yield
+            finally:
+                num_committed = len(stream.text) - num_began_with
+                span.set_attribute("duet.committed_tokens", num_committed)
+                self.metrics.ended(
+                    kind,
+                    stream.session.finish_reason,
+                    num_began_with=num_began_with,
+                    num_committed=num_committed,
+                    num_computed=stream.num_computed_tokens,
+                )
+
+    def _count(self, stream: _Stream, verdict: Verdict) -> None:
+        self.metrics.round(verdict.num_scored, verdict.num_accepted, verdict.timings)
+        stream.span.add_event(
+            "verdict",
+            {
+                "duet.start": verdict.start,
+                "duet.drafted_tokens": verdict.num_scored,
+                "duet.accepted_tokens": verdict.num_accepted,
+                "duet.queue_us": verdict.timings.queue_us,
+                "duet.verify_us": verdict.timings.verify_us,
+            },
+        )
+
+    async def _abort(self, context: Context, error: Exception) -> None:
+        if not isinstance(error, DuetError):
+            log.exception("internal failure")
+            error = CloudFailed("the service failed internally; its log says more")
+        self.metrics.failed(error)
+        await _end_with(context, error)
 
     def _texts(self, stream: _Stream) -> dict[str, str]:
         return {
@@ -365,6 +416,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                     if session.done:
                         break  # handed back while the target worked
                     verdict = session.judge(round_, targets, scores.timings, logprobs=scores.logprobs)
+                    self._count(stream, verdict)
                     await call.write(pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict)))
             await call.write(pb2.SpeculateResponse(finished=wire.encode_finished(stream.finished())))
             # A call that ends while its edge writes a draft loses what the edge has not read: let it hang up.
@@ -427,10 +479,7 @@ async def _read_drafts(stream: _Stream, requests: AsyncIterator[pb2.SpeculateReq
         stream.wake.set()
 
 
-async def _abort(context: Context, error: Exception) -> None:
-    if not isinstance(error, DuetError):
-        log.exception("internal failure")
-        error = CloudFailed("the service failed internally; its log says more")
+async def _end_with(context: Context, error: DuetError) -> None:
     metadata = [(wire.ERROR_KIND, type(error).__name__)]
     if isinstance(error, CloudError) and error.retry_after_s is not None:
         metadata.append((wire.RETRY_AFTER_MS, str(ceil(1e3 * error.retry_after_s))))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from shared.errors import DuetError
 from shared.events import Answer
 
 log = logging.getLogger("duet.edge")
-
-_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,7 @@ def observed(metrics: EdgeMetrics, request_id: str | None) -> Iterator[Observed]
     Args:
         request_id: the caller's own name for it, where it is one; otherwise it gets one here.
     """
-    if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-        request_id = uuid.uuid4().hex
+    request_id = wire.request_id(request_id)
     with tracing.span("duet.answer", attributes={"duet.request_id": request_id}) as span:
         try:
             yield Observed(request_id, span, metrics)

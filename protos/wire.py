@@ -6,6 +6,8 @@ Decoders check what protobuf cannot say and raise InvalidRequest naming the fiel
 from __future__ import annotations
 
 import math
+import re
+import uuid
 
 from protos.duet.v1 import speculation_pb2 as pb2
 from shared.errors import InvalidRequest
@@ -54,8 +56,15 @@ RETRY_AFTER_MS = "retry-after-ms"
 MAX_REQUEST_BYTES = 4 * 2**20
 """What a service takes from an edge at once: more than the text of any context."""
 
+_REQUEST_ID_FORM = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+
 MAX_MESSAGE_BYTES = 32 * 2**20
 """A whole vocabulary is the largest message: 262k tokens are about 4 MB."""
+
+
+def request_id(given: object) -> str:
+    """The caller's name for a request, where it is one that may stand in a log; otherwise a new one."""
+    return given if isinstance(given, str) and _REQUEST_ID_FORM.fullmatch(given) else uuid.uuid4().hex
 
 
 def encode_open(message: Open) -> pb2.Open:

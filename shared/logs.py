@@ -26,6 +26,7 @@ def configure_logging(log_format: LogFormat, log_level: LogLevel) -> None:
         )
     )
     shared_processors: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
         structlog.processors.format_exc_info,

@@ -41,7 +41,7 @@ class MortalCloud:
             load: makes the target, in the service's process; must be picklable.
             settings: of `CloudConfig`.
         """
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._load = load
         self._config = CloudConfig.model_validate(
@@ -145,7 +145,7 @@ def _serve(config: CloudConfig, load: Callable[[], Target], ready: Connection) -
     asyncio.run(server.serve(config, load, on_ready=ready.send))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -24,6 +24,7 @@ from opentelemetry.trace import INVALID_SPAN
 
 from cloud_service.guards import Guards
 from cloud_service.malformed import MalformedRequests
+from cloud_service.observing import CallIdentity
 from cloud_service.server import OPTIONS
 from cloud_service.servicer import SpeculationServicer
 from cloud_service.targets.base import Target
@@ -301,7 +302,7 @@ async def serving(
         lossy_policies=config.lossy_policies,
         log_texts=config.log_texts,
     )
-    server = grpc.aio.server(interceptors=[MalformedRequests()], options=OPTIONS)
+    server = grpc.aio.server(interceptors=[CallIdentity(), MalformedRequests()], options=OPTIONS)
     pb2_grpc.add_SpeculationServiceServicer_to_server(servicer, server)
     credentials = server_credentials(config)
     if credentials is None:
