@@ -8,8 +8,10 @@ prompt's reading left out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -153,7 +155,9 @@ def measure(curve: str, target_step: int, rtt_ms: int, t_draft: float, answers: 
         "proactive": best_of(going_on, world, answers),
         "auto": auto(world, answers),
     }
-    return Cell(curve, target_step, rtt_ms, world, ways)
+    cell = Cell(curve, target_step, rtt_ms, world, ways)
+    print(" | ".join(speed_row(cell)), flush=True)
+    return cell
 
 
 def ratio(a: Result, b: Result) -> str:
@@ -264,15 +268,14 @@ def plot(cells: Sequence[Cell]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draft-ms", type=float, default=5.0, help="a draft step at the edge")
+    parser.add_argument("--processes", type=int, default=2, help="cells that are simulated at once")
     arguments = parser.parse_args()
     recorded = load()
     answers = recorded.answers
-    cells = []
-    for curve in CURVES:
-        for step in TARGET_STEPS:
-            for rtt_ms in RTTS_MS:
-                cells.append(measure(curve, step, rtt_ms, 1e-3 * arguments.draft_ms, answers))
-                print(" | ".join(speed_row(cells[-1])), flush=True)
+    where = list(itertools.product(CURVES, TARGET_STEPS, RTTS_MS))
+    with ProcessPoolExecutor(max_workers=arguments.processes) as pool:
+        one = partial(measure, t_draft=1e-3 * arguments.draft_ms, answers=answers)
+        cells = list(pool.map(one, *zip(*where, strict=True)))
     command = f"python -m benchmarks.link --draft-ms {arguments.draft_ms:g}"
     setting = (
         f"**Simulated** on a virtual clock: real session state machines and controller,"

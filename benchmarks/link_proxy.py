@@ -199,13 +199,17 @@ class LinkProxy:
             host, port = self._reserved.getsockname()[:2]
             self._server = await asyncio.start_server(self._accept, host, port, reuse_address=True)
 
+    async def cut(self) -> None:
+        """Reset every connection, now; new ones are taken as before."""
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
     async def _go_down(self) -> None:
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self.cut()
         if server is not None:
             await server.wait_closed()
 
