@@ -19,7 +19,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup demo test test-vllm vllm-cpu browser unit lint bench lock clean help
+.PHONY: setup demo test test-vllm vllm-cpu browser unit lint bench sbom audit lock clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -69,9 +69,15 @@ test-vllm: vllm-cpu  ## the tests that run vLLM, about 9 minutes on 2 cores
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
 bench: setup  ## measure this machine and write docs/benchmarks.md (about 20 minutes)
-	for name in round_overhead drafting_loop streams footprint wire_bytes routing_cost link controller_cost; do \
+	for name in round_overhead drafting_loop streams security_overhead footprint wire_bytes routing_cost link controller_cost; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report
+
+sbom: setup  ## write the CycloneDX bill of materials of the locked versions as sbom.json
+	$(BIN)/python -m cyclonedx_py requirements --output-file sbom.json $(or $(LOCK),ci/constraints-py311.txt)
+
+audit: setup  ## ask the advisory service about the locked versions
+	$(BIN)/python ci/audit.py $(or $(LOCK),ci/constraints-py311.txt)
 
 lock: setup  ## write the versions in use as CI's lock
 	echo '# Versions that CI installs, made by `make lock`.' > ci/constraints-py$(PYTHON_VERSION).txt

@@ -8,15 +8,19 @@ import time
 
 from benchmarks.harness import quantile, save
 from benchmarks.services import scripted_cloud
+from edge_agent.access import Access
 from edge_agent.remote import Cloud, Meter
 from shared.messages import Finished, Message, Open
 from shared.sampling import Sampling
 from shared.session import EdgeSession, EdgeState
 
 DRAFT_TOKENS = 4
+_PLAIN = Access()
 
 
-async def rounds(address: str, num_rounds: int, sampling: Sampling, prompt_tokens: int) -> list[float]:
+async def rounds(
+    address: str, num_rounds: int, sampling: Sampling, prompt_tokens: int, access: Access = _PLAIN
+) -> list[float]:
     """Seconds of each round: draft sent to verdict committed. Every fifth token is drafted wrong."""
     request = Open(
         prompt=(Message("user", "x" * prompt_tokens),),
@@ -26,7 +30,7 @@ async def rounds(address: str, num_rounds: int, sampling: Sampling, prompt_token
     )
     times = []
     async with (
-        Cloud(address, connect_timeout_s=5, silence_timeout_s=30) as cloud,
+        Cloud(address, connect_timeout_s=5, silence_timeout_s=30, access=access) as cloud,
         cloud.speculate(request, Meter()) as stream,
     ):
         session = EdgeSession()
