@@ -57,15 +57,19 @@ def main() -> None:
         plain_address, _ = stack.enter_context(scripted_cloud())
         secure_address, _ = stack.enter_context(scripted_cloud(**secured))
         secure = Access.of(EdgeConfig.model_validate({"tls_ca": str(authority.cert), "token": token}))
+        runner = asyncio.new_event_loop()  # one for all: gRPC does not like to change loops
+        stack.callback(runner.close)
         plain_ms, secure_ms, ratios = [], [], []
         opening: dict[str, list[float]] = {"plain": [], "secure": []}
         for turn in range(arguments.turns + 1):
             sides = [(plain_address, Access(), plain_ms), (secure_address, secure, secure_ms)]
             for address, access, medians in sides if turn % 2 else reversed(sides):
-                times = asyncio.run(rounds(address, arguments.rounds, Sampling(), PROMPT_TOKENS, access))
+                times = runner.run_until_complete(
+                    rounds(address, arguments.rounds, Sampling(), PROMPT_TOKENS, access)
+                )
                 medians.append(1e3 * quantile(times, 0.5))
                 opening["plain" if access.credentials is None else "secure"].append(
-                    1e3 * asyncio.run(opening_s(address, access))
+                    1e3 * runner.run_until_complete(opening_s(address, access))
                 )
             ratios.append(secure_ms[-1] / plain_ms[-1])
     rows = [
