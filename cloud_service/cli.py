@@ -48,6 +48,7 @@ def serve(
     target: Annotated[str | None, typer.Option(help=_help("target"))] = None,
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     upstream: Annotated[str | None, typer.Option(help=_help("upstream"))] = None,
+    verification: Annotated[str | None, typer.Option(help=_help("verification"))] = None,
     listen: Annotated[str | None, typer.Option(help=_help("listen"))] = None,
     tls_cert: Annotated[str | None, typer.Option(help=_help("tls_cert"))] = None,
     tls_key: Annotated[str | None, typer.Option(help=_help("tls_key"))] = None,

@@ -78,19 +78,21 @@ def is_step(remaining: int, num_rows: int) -> bool:
 class PassCost:
     """Learns what a pass costs, seconds = base + per_token * tokens, and sizes prompt chunks by it."""
 
-    def __init__(self, *, stretch: float = 2.0) -> None:
+    def __init__(self, *, stretch: float = 2.0, keep: float = 0.95) -> None:
         """
         Args:
             stretch: a pass with steps in it may take this many times what it would without prompts.
+            keep: what the weight of a pass shrinks by with each later one.
         """
         self._stretch = stretch
+        self._keep = keep
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Decayed least squares over (tokens, seconds). A stall of the machine is not taken at its word."""
         if (expected := self.predict(num_tokens)) > 0.0:
             seconds = min(seconds, _MOST_SURPRISE * expected)
-        keep = 0.95
+        keep = self._keep
         self._n = keep * self._n + 1
         self._x = keep * self._x + num_tokens
         self._y = keep * self._y + seconds
@@ -102,6 +104,12 @@ class PassCost:
         base, per_token = self._fit()
         return base + per_token * num_tokens
 
+    @property
+    def per_token(self) -> float | None:
+        """Seconds that each further token makes a pass longer; None before passes differed enough to tell."""
+        told = self._n and self._spread > (_TELLING_SPREAD * self._x) ** 2
+        return self._fit()[1] if told else None
+
     def prefill_tokens(self, num_step_tokens: int) -> int:
         """How many prompt tokens a pass may take beside its steps; at least one, so that prompts progress."""
         if not num_step_tokens:
@@ -111,9 +119,57 @@ class PassCost:
             return STEP_TOKENS
         return max(1, int((self._stretch - 1.0) * self.predict(num_step_tokens) / per_token))
 
+    @property
+    def _varied(self) -> bool:
+        """Whether passes of different lengths were seen."""
+        return self._spread > 1e-9 * max(1.0, self._xx)
+
+    @property
+    def _spread(self) -> float:
+        return self._n * self._xx - self._x * self._x
+
     def _fit(self) -> tuple[float, float]:
-        spread = self._n * self._xx - self._x * self._x
-        if spread <= 1e-9 * max(1.0, self._xx):
+        if not self._varied:
             return 0.0, self._y / self._x if self._x else 0.0
-        per_token = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
+        per_token = max(0.0, (self._n * self._xy - self._x * self._y) / self._spread)
         return max(0.0, (self._y - per_token * self._x) / self._n), per_token
+
+
+class DraftValue:
+    """Learns what a target yields, and so whether drafts gain its streams more than they cost them.
+
+    A pass of n tokens takes base + per_token * n seconds. A stream that drafts K tokens a round makes its
+    passes K * per_token longer and gains tau - 1 tokens by it, where tau is its acceptance length, the
+    target's own token counted in. It pays while that is more than the target makes in so long: of N equal
+    streams exactly while all of them together yield more by drafting,
+    tau (base + per_token N) > base + per_token N (K + 1).
+    """
+
+    def __init__(self) -> None:
+        # What a token costs does not change; it takes passes of very different lengths to see it.
+        self._cost = PassCost(keep=0.999)
+        self._made = self._seconds = 0.0
+
+    def observe(self, num_tokens: int, num_made: int, seconds: float) -> None:
+        """A pass of so many tokens, from which so many came, took so long."""
+        self._cost.observe(num_tokens, seconds)
+        keep = 0.95
+        self._made = keep * self._made + num_made
+        self._seconds = keep * self._seconds + seconds
+
+    def pays(self, num_drafted: float, num_made: float) -> bool:
+        """Whether a stream does right to draft; true while too little is known.
+
+        Args:
+            num_drafted, num_made: its mean tokens of a round.
+        """
+        if (per_token := self._cost.per_token) is None or not self._seconds:
+            return True
+        lost = per_token * num_drafted * self._made / self._seconds
+        return num_made - 1.0 >= _CLEAR_LOSS * lost
+
+
+_CLEAR_LOSS = 0.9
+"""Streams do not move for a loss that may be noise."""
+_TELLING_SPREAD = 0.25
+"""Standard deviation of passes' tokens, by their mean, from which on they tell what a token costs."""

@@ -117,6 +117,7 @@ async def serve(
         address=address,
         model=target.name,
         target=target.engine,
+        verification=target.verification,
         context_tokens=target.context_tokens,
     )
     keeping = asyncio.create_task(guards.quotas.keep())

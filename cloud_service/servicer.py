@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -218,6 +218,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                 vocabulary=wire.encode_vocabulary(target.vocabulary) if request.include_vocabulary else [],
                 end_token_ids=sorted(target.end_token_ids),
                 policies=[wire.POLICY[policy] for policy in self._policies],
+                verification=target.verification,
             )
 
     @asynccontextmanager
@@ -416,6 +417,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                     if session.done:
                         break  # handed back while the target worked
                     verdict = session.judge(round_, targets, scores.timings, logprobs=scores.logprobs)
+                    verdict = replace(verdict, stream_instead=not sequence.drafts_pay)
                     self._count(stream, verdict)
                     await call.write(pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict)))
             await call.write(pb2.SpeculateResponse(finished=wire.encode_finished(stream.finished())))

@@ -110,6 +110,8 @@ class MeasuredPacing(Pacing):
             round_trip_s=max(0.0, now - (stream.sent_at or now) - computing_s) if travelled else None,
         )
         self._stream = replace(stream, has_verdict=True, sent_at=None, last_at=now)
+        if verdict.stream_instead:
+            self.controller.leave_drafts()
         self._plan = self.controller.plan()
 
     def streamed(self, num_tokens: int, *, last: bool) -> None:

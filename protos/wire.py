@@ -177,6 +177,7 @@ def encode_verdict(message: Verdict) -> pb2.Verdict:
         num_accepted=message.num_accepted,
         next_token=message.next_token,
         timings=pb2.Timings(queue_us=message.timings.queue_us, verify_us=message.timings.verify_us),
+        stream_instead=message.stream_instead,
     )
 
 
@@ -188,6 +189,7 @@ def decode_verdict(wire: pb2.Verdict) -> Verdict:
         wire.num_accepted,
         wire.next_token if wire.HasField("next_token") else None,
         Timings(wire.timings.queue_us, wire.timings.verify_us),
+        wire.stream_instead,
     )
 
 

@@ -286,6 +286,8 @@ class CloudConfig(_Settings):
     """URL of the `vllm serve` to verify against (openai)."""
     engine: Annotated[dict[str, Any], BeforeValidator(_read_json)] = {}
     """Options of vLLM's engine by name."""
+    verification: Literal["auto", "resident", "rounds"] = "auto"
+    """How vLLM verifies greedy drafts: in sessions that stay in its engine, or each round by itself."""
     listen: Address = DEFAULT_ADDRESS
     """HOST:PORT; port 0 takes a free one."""
     tls_cert: str | None = None

@@ -494,6 +494,12 @@ class SpeedController:
             self._answer_tokens.add(self._num_stream_tokens)
         self._num_stream_tokens = 0
 
+    def leave_drafts(self) -> None:
+        """The cloud would rather write the rest of this answer alone; it may, if its stream may be chosen."""
+        if Way.CLOUD in self._choices.ways:
+            self._choices = replace(self._choices, ways=frozenset({Way.CLOUD}))
+            self._stream_way = None
+
     def limit_drafts(self, max_draft_tokens: int) -> None:
         """The cloud takes no longer drafts, >= 1."""
         self._choices = self._choices.up_to(max_draft_tokens)

@@ -89,6 +89,8 @@ class Verdict:
     num_accepted: int
     next_token: int | None
     timings: Timings = NO_TIMINGS
+    stream_instead: bool = False
+    """Drafts cost the target more than they gain it: better to go on as its own stream."""
 
 
 @dataclass(frozen=True, slots=True)

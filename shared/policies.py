@@ -22,18 +22,19 @@ def num_accepted(draft_ids: Sequence[int], target_ids: Sequence[int]) -> int:
 
     Args:
         draft_ids: [num_draft_tokens]
-        target_ids: [>= num_draft_tokens]; entry i is the target's token given the draft before i.
+        target_ids: entry i is the target's token given the draft before i, as far as the first that
+            differs from the draft at least.
     Raises:
-        ValueError: fewer target tokens than draft tokens.
+        ValueError: the target's tokens end while they agree with the draft.
 
     >>> num_accepted([5, 6, 7], [5, 9, 7, 8])
     1
     """
-    if len(target_ids) < len(draft_ids):
-        raise ValueError(f"{len(draft_ids)} draft tokens but {len(target_ids)} target tokens")
     for i, (drafted, wanted) in enumerate(zip(draft_ids, target_ids, strict=False)):
         if drafted != wanted:
             return i
+    if len(target_ids) < len(draft_ids):
+        raise ValueError(f"{len(draft_ids)} draft tokens but {len(target_ids)} target tokens")
     return len(draft_ids)
 
 

@@ -381,7 +381,8 @@ class CloudSession:
         """Decide a round.
 
         Args:
-            target_ids: [round_.num_positions], the target's token at each position (`sampling.draw`).
+            target_ids: [round_.num_positions], the target's token at each position (`sampling.draw`); under
+                `lossless` they may end after the first that differs from the draft.
             logprobs: [len(round_.token_ids)], nats, the target's own of the draft tokens, before any sampling
                 setting; where the session `needs_logprobs`.
         """

@@ -23,6 +23,7 @@ class ScriptedTarget:
     """Implements `cloud_service.targets.base.Target`; a chat's prompt is the bytes of its contents."""
 
     engine = "scripted"
+    verification = "rounds"
     max_streams = 256
     name = "script"
     end_token_ids = frozenset({0})
@@ -81,6 +82,7 @@ class ScriptedSequence:
         self, target: ScriptedTarget, next_token: Callable[[Sequence[int]], int], probability: float
     ) -> None:
         self.num_computed_tokens = 0
+        self.drafts_pay = True
         self._target = target
         self._next_token = next_token
         self._logprob = np.log(probability)

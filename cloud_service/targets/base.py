@@ -50,10 +50,17 @@ class TargetSequence(Protocol):
     num_computed_tokens: int
     """Tokens that the target evaluated for this stream."""
 
+    @property
+    def drafts_pay(self) -> bool:
+        """Whether this stream's drafts gain it more than they cost all streams of the target."""
+        ...
+
     async def score(
         self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
     ) -> Scores:
         """Rows for the tokens that would follow each of the last `num_rows` tokens of the text.
+
+        A target that verifies by itself may end them after the first whose token is not the text's own.
 
         Args:
             token_ids: prompt, committed tokens and draft.
@@ -91,6 +98,8 @@ class TextSide(Protocol):
 class Target(TextSide, Protocol):
     engine: str
     """Name of the engine, as in --target."""
+    verification: str
+    """How drafts are verified, in a word; see docs/gpu-server.md."""
     context_tokens: int
     """Prompt and completion of one stream."""
     max_streams: int

@@ -50,6 +50,7 @@ class LlamaCppTarget:
     """Implements `base.Target`. All llama.cpp calls happen in one thread of its own."""
 
     engine = "llama-cpp"
+    verification = "rounds"
 
     def __init__(self, model: LlamaModel, context: LlamaContext) -> None:
         self.name = model.name
@@ -231,6 +232,7 @@ class LlamaCppSequence:
         self._slot = slot
         self._tenant = tenant
         self.num_computed_tokens = 0
+        self.drafts_pay = True
 
     async def score(
         self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None

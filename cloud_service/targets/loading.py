@@ -84,7 +84,7 @@ def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:
     options = dict(config.engine)
     if "context_tokens" in config.model_fields_set:
         options.setdefault("max_model_len", config.context_tokens)
-    return load_target(weights.source, weights.name, options)
+    return load_target(weights.source, weights.name, options, config.verification)
 
 
 def _openai_loader(config: CloudConfig, registry: Registry) -> Callable[[], Target]:

@@ -348,6 +348,7 @@ class OpenAiTarget:
     """Implements `base.Target`."""
 
     engine = "openai"
+    verification = "rounds"
     max_streams = 256
     """As many as a `vllm serve` runs at once by default."""
 
@@ -395,6 +396,7 @@ class OpenAiSequence:
         self._service = target.service
         self._known = KnownRows()
         self.num_computed_tokens = 0
+        self.drafts_pay = True
 
     async def score(
         self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None

@@ -1,7 +1,8 @@
-"""A target on vLLM, in this process: each round is one request of the engine, which batches them all.
+"""A target on vLLM, in this process. A round is one request of the engine, which batches them all, or
+a step of a request that stays there (`vllm_resident`), where stream and engine allow it.
 
-The one module that imports vLLM. Its engine runs in a process of its own, which imports this module too,
-for `SeededNoise`.
+With `vllm_resident` and `vllm_scheduler` the one module that imports vLLM. Its engine runs in a process of
+its own, which imports this module too, for `SeededNoise`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from vllm import SamplingParams
+import vllm
+from packaging.version import Version
+from vllm import SamplingParams, envs
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
@@ -30,7 +33,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from cloud_service.targets.base import GenerateOptions, Scores, TextSide, generate_by_rounds
+from cloud_service.targets import vllm_resident as resident
+from cloud_service.targets.base import GenerateOptions, Scores, TargetSequence, TextSide, generate_by_rounds
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.vllm_rows import (
     KnownRows,
@@ -49,13 +53,18 @@ from shared.vocab import TokenKind
 
 log = logging.getLogger("duet.target")
 
-_DIED = "the engine of the service has died; resume on another replica, or try again once it is back"
 _WATCH_S = 0.2
+_WARM_UP_TOKENS = 8
 _CPU_BLOCK_TOKENS = 32
 """The least that vLLM's CPU backend takes: a round computes its new tokens and up to one block."""
 
 
-def load_target(model: str, name: str, options: Mapping[str, Any]) -> VllmTarget:
+def load_target(
+    model: str,
+    name: str,
+    options: Mapping[str, Any],
+    verification: Literal["auto", "resident", "rounds"] = "auto",
+) -> VllmTarget:
     """Start vLLM on a model. Takes half a minute and more.
 
     Args:
@@ -63,11 +72,18 @@ def load_target(model: str, name: str, options: Mapping[str, Any]) -> VllmTarget
         name: what people call the model.
         options: fields of vLLM's `AsyncEngineArgs`; they win over our defaults, not over what
             verification needs.
+        verification: how drafts of greedy streams are verified; "auto" is "resident" where it can be.
     Raises:
-        InvalidSetting: an option that vLLM does not know.
+        InvalidSetting: an option that vLLM does not know, or "resident" where it cannot be.
         ModelFileInvalid, ModelUnsupported, OutOfMemory: it does not start.
     """
-    config = engine_config(model, options)
+    obstacle = None if verification == "rounds" else why_not_resident(options)
+    if obstacle is not None and verification == "resident":
+        raise InvalidSetting(f"{obstacle}, so that --verification resident cannot be; choose auto or rounds")
+    if obstacle is not None:
+        log.warning("drafts are verified in rounds of their own: %s", obstacle)
+    stays = verification != "rounds" and obstacle is None
+    config = engine_config(model, {**resident.engine_options(), **options} if stays else options)
     text = HfText.load(
         model,
         name,
@@ -75,6 +91,19 @@ def load_target(model: str, name: str, options: Mapping[str, Any]) -> VllmTarget
         trust_remote_code=config.model_config.trust_remote_code,
     )
     return VllmTarget(config, text)
+
+
+def why_not_resident(options: Mapping[str, Any]) -> str | None:
+    """What stands against resident sessions: the installed vLLM, the operator's options, or nothing."""
+    version = Version(vllm.__version__).public
+    if version not in resident.TESTED_VERSIONS:
+        return f"sessions in the engine were never tried with vLLM {version}"
+    for name in resident.engine_options():
+        if name in options:
+            return f"--engine.{name.replace('_', '-')} is set"
+    if envs.VLLM_USE_V2_MODEL_RUNNER:
+        return "VLLM_USE_V2_MODEL_RUNNER=1 asks for the runner that knows no drafts from outside"
+    return None
 
 
 def engine_config(model: str, options: Mapping[str, Any]) -> VllmConfig:
@@ -161,6 +190,8 @@ class VllmTarget:
         self.end_token_ids = text.end_token_ids
         self.streams_noise = _takes_noise(config)
         """Whether sampled text streams from the engine; otherwise each token is a round."""
+        self.verification = "rounds"
+        """How drafts of greedy streams are verified; "resident" once `warm_up` has tried that out."""
         self.num_repeated_rounds = 0
         """Rounds that ran again without the cache, which held part of their draft."""
         self._padding = np.array([kind is TokenKind.PADDING for kind in self.vocabulary.kinds])
@@ -171,11 +202,15 @@ class VllmTarget:
         with _start_errors(config.model_config.model):
             self.llm = AsyncLLM.from_vllm_config(config)
             """The engine itself."""
+        self._sessions: resident.ResidentSessions | None = None
+        if resident.makes_room(config):
+            padding = frozenset(np.flatnonzero(self._padding).tolist())
+            self._sessions = resident.ResidentSessions(self.llm, padding)
 
     @property
     def num_requests(self) -> int:
         """Requests that wait or run in the engine: 0 when every stream has ended."""
-        return int(self.llm.output_processor.get_num_unfinished_requests())
+        return int(self.llm.output_processor.get_num_unfinished_requests()) + len(self._sessions or ())
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         return self._text.render_chat(messages)
@@ -186,18 +221,32 @@ class VllmTarget:
     @asynccontextmanager
     async def sequence(
         self, token_ids: Sequence[int], *, tenant: str | None = None
-    ) -> AsyncIterator[VllmSequence]:
-        yield VllmSequence(self, cache_salt=tenant)
+    ) -> AsyncIterator[TargetSequence]:
+        rounds = VllmSequence(self, cache_salt=tenant)
+        if self._sessions is None or self.verification == "rounds":
+            yield rounds
+            return
+        async with aclosing(resident.ResidentSequence(self._sessions, rounds, tenant)) as sequence:
+            yield sequence
 
     async def failed(self) -> None:
         while not self.llm.errored:  # noqa: ASYNC110 - nothing of vLLM can be waited for
             await asyncio.sleep(_WATCH_S)
 
     async def warm_up(self) -> None:
-        """A round: vLLM compiles what logprobs need when they are first asked for (31 s on 2 cores)."""
-        text = sorted(self.vocabulary.legal_ids)[:2]
-        async with self.sequence(text) as sequence:
-            await sequence.score(text, num_rows=2, width=1)
+        """A round: vLLM compiles what logprobs need when they are first asked for (31 s on 2 cores).
+
+        With room for resident sessions: a few rounds more, which decide whether they are used.
+        """
+        text = sorted(self.vocabulary.legal_ids)[:_WARM_UP_TOKENS]
+        rounds = VllmSequence(self, None)
+        await rounds.score(text, num_rows=2, width=1)
+        if self._sessions is None:
+            return
+        fault = await resident.fault(self._sessions, rounds, text)
+        self.verification = "resident" if fault is None else "rounds"
+        if fault is not None:
+            log.warning("drafts are verified in rounds of their own: %s", fault)
 
     async def close(self) -> None:
         # In this thread: with the loop running, vLLM would report the engine's end as its death.
@@ -223,7 +272,7 @@ class VllmTarget:
                         raise CloudFailed("the engine gave a request up; its log says more")
                     yield answer
         except EngineDeadError:
-            raise CloudUnavailable(_DIED) from None
+            raise CloudUnavailable(resident.DIED) from None
         except (EngineGenerateError, ValueError) as error:
             raise CloudFailed(f"the engine failed: {error.__cause__ or error}") from error
 
@@ -252,6 +301,7 @@ class VllmSequence:
         self._cache_salt = cache_salt
         self._known = KnownRows()
         self.num_computed_tokens = 0
+        self.drafts_pay = True
 
     async def score(
         self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None

@@ -241,6 +241,23 @@ def test_a_fixed_window_is_the_only_one():
     assert {each.window_tokens for each in controller.forecasts()} == {12}
 
 
+@pytest.mark.parametrize(
+    ("choices", "leaves"),
+    [
+        pytest.param(Choices(), True, id="it does where its stream may be chosen"),
+        pytest.param(Choices().without_stream(), False, id="it goes on drafting where it may not"),
+    ],
+)
+def test_where_the_cloud_would_rather_write_alone(choices, leaves):
+    controller = warm(world(rtt_ms=5), answers(0.9))
+    controller.begin_stream(None, choices)
+    assert controller.plan().way is not Way.CLOUD
+    controller.leave_drafts()
+    assert (controller.plan().way is Way.CLOUD) == leaves
+    controller.begin_stream()
+    assert controller.plan().way is not Way.CLOUD, "the next answer is another matter"
+
+
 def test_where_all_is_set_nothing_is_measured_first():
     for way, window in ((Way.STOP_AND_WAIT, None), (Way.PROACTIVE, 9)):
         controller = SpeedController()

@@ -17,6 +17,7 @@ from shared.policies import first_rollback, num_accepted, num_tolerated
         pytest.param([5, 6], [5, 6], 2, id="a target without a bonus token is enough"),
         pytest.param([5, 6, 7], [9, 6, 7, 8], 0, id="a wrong first token leaves nothing"),
         pytest.param([5, 6, 7], [5, 9, 7, 8], 1, id="agreement behind a wrong token does not count"),
+        pytest.param([5, 6, 7], [5, 9], 1, id="a target may end with its correction"),
         pytest.param([], [5], 0, id="an empty draft has nothing to accept"),
         pytest.param([], [], 0, id="nothing drafted and nothing wanted"),
     ],

@@ -64,7 +64,14 @@ MESSAGES = {
     ),
     "draft": st.builds(Draft, uint32, uint32, ids, st.booleans()),
     "verdict": st.builds(
-        Verdict, uint32, uint32, uint32, uint32, st.none() | uint32, st.builds(Timings, uint32, uint32)
+        Verdict,
+        uint32,
+        uint32,
+        uint32,
+        uint32,
+        st.none() | uint32,
+        st.builds(Timings, uint32, uint32),
+        st.booleans(),
     ),
     "tokens": st.builds(Tokens, uint32, ids, st.lists(st.binary(max_size=4), max_size=5).map(tuple)),
     "finished": st.builds(

@@ -52,7 +52,7 @@ async def target(tiny_pair: TinyPair) -> AsyncIterator[VllmTarget]:
         "max_model_len": CONTEXT_TOKENS,
         "num_gpu_blocks_override": NUM_BLOCKS,
     }
-    target = await asyncio.to_thread(load_target, str(tiny_pair.target_hf), "target", options)
+    target = await asyncio.to_thread(load_target, str(tiny_pair.target_hf), "target", options, "rounds")
     await target.warm_up()
     yield target
     await target.close()

@@ -1,0 +1,54 @@
+"""What `benchmarks.capacity` puts into the engine's process: forced acceptance, and clocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cloud_service.targets.vllm_scheduler import RemoteDraftScheduler
+
+_spent: dict[str, float] = {}
+"""Seconds of the engine's thread by what it did, in this process."""
+
+
+def _timed(what: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            _spent[what] = _spent.get(what, 0.0) + time.perf_counter() - began
+
+    return timed
+
+
+class TimedScheduler(RemoteDraftScheduler):
+    add_request = _timed("intake", RemoteDraftScheduler.add_request)
+    schedule = _timed("schedule", RemoteDraftScheduler.schedule)
+    update_from_output = _timed("update", RemoteDraftScheduler.update_from_output)
+
+
+class ForcedAcceptance:
+    """Methods that vLLM adds to its worker (`worker_extension_cls`)."""
+
+    model_runner: Any
+
+    def accept(self, rates: list[float]) -> None:
+        """From now on draft token i is accepted with probability rates[i], if those before it were."""
+        sampler = self.model_runner.rejection_sampler
+        sampler.synthetic_conditional_rates = torch.tensor(
+            rates, dtype=torch.float32, device=self.model_runner.device
+        )
+
+    def time_preparation(self) -> None:
+        """Measure what of a step's work in Python is the runner's, before the model runs."""
+        runner = self.model_runner
+        for name in ("_update_states", "_prepare_inputs"):
+            setattr(runner, name, _timed("prepare", getattr(runner, name)))
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far; without the scheduler's where the worker has a process of its own."""
+        return dict(_spent)

@@ -1,0 +1,376 @@
+"""The service's side of resident sessions: a greedy stream whose text stays in the engine between rounds.
+
+A round of `vllm.VllmSequence` is a request of its own, which costs the engine a millisecond of set-up and
+computes part of a cache block again. Here one request lives as long as the stream, and each draft is handed
+to it as its own speculative tokens (`vllm_scheduler`), so that a round costs one step of the draft's length.
+
+The engine verifies by itself, so all that comes back is which tokens stand: the draft's own up to the first
+that the target does not want, and the target's in its place. What needs more (a draw with the seed's noise,
+the probability of a token that is no argmax) goes round by round, in the same engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, suppress
+from typing import Any
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.v1.engine import EngineCoreEventType, EngineCoreRequest
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from cloud_service.scheduling import DraftValue
+from cloud_service.targets.base import GenerateOptions, Scores, TargetSequence
+from cloud_service.targets.resident_rounds import PendingRound
+from cloud_service.targets.vllm_scheduler import (
+    DRAFT,
+    DRAFTS,
+    PARKED_S,
+    NothingProposed,
+    RemoteDraftScheduler,
+)
+from shared.errors import CloudError, CloudFailed, CloudUnavailable
+from shared.messages import Timings
+from shared.sampling import MAX_TOP_K, settled_rows
+
+TESTED_VERSIONS = frozenset({"0.25.1", "0.32.0"})
+"""Of vLLM. Its schedulers and proposers are no public interface, so that others take the other scheme."""
+
+MAX_STEP_DRAFT_TOKENS = 16
+"""What a session verifies in one step of the engine; a longer draft takes several."""
+
+DIED = "the engine of the service has died; resume on another replica, or try again once it is back"
+
+DEFAULT_PARKED_S = 30.0
+"""How long a session without a draft keeps its blocks."""
+
+
+def engine_options(*, parked_s: float = DEFAULT_PARKED_S) -> dict[str, Any]:
+    """Options of vLLM's engine that make room for resident sessions.
+
+    Args:
+        parked_s: seconds that a session without a draft keeps its blocks.
+    """
+    return {
+        "scheduler_cls": f"{RemoteDraftScheduler.__module__}.{RemoteDraftScheduler.__name__}",
+        "speculative_config": {
+            "method": "custom_class",
+            "model": f"{NothingProposed.__module__}.{NothingProposed.__name__}",
+            "num_speculative_tokens": MAX_STEP_DRAFT_TOKENS,
+        },
+        "additional_config": {PARKED_S: parked_s},
+    }
+
+
+def makes_room(config: Any) -> bool:
+    """Whether an engine of these settings takes sessions."""
+    return PARKED_S in config.additional_config
+
+
+class ResidentSessions:
+    """The sessions of one engine.
+
+    Their drafts and answers go past vLLM's own bookkeeping of requests in this process, which costs more than
+    all else that a round does here. Drafts that come while the engine works wait for the end of its step and
+    go together: their sessions then share its steps, and stay in its batch from one to the next.
+    """
+
+    def __init__(self, llm: Any, padding: frozenset[int]) -> None:
+        """
+        Args:
+            llm: the engine, started with `engine_options`.
+            padding: ids that stand for nothing, which the engine does not know.
+        """
+        self.padding = padding
+        self.num_evicted = 0
+        """How often a session gave up its blocks."""
+        self.value = DraftValue()
+        """What drafts gain and cost here."""
+        self._idle = True
+        self._step_began = 0.0
+        """When the engine began its step, or got something to do after it had nothing."""
+        self._llm = llm
+        self._core = llm.engine_core
+        self._context_tokens = int(llm.vllm_config.model_config.max_model_len)
+        self._ids = itertools.count()
+        self._sessions: dict[str, Session] = {}
+        self._verifying: set[str] = set()
+        """Sessions whose draft the engine has."""
+        self._drafts: list[tuple[str, int, list[int]]] = []
+        """Those that wait: the session, tokens of its text before the draft, and the draft."""
+        self._sending: set[asyncio.Task[None]] = set()
+        self._next_outputs = self._core.get_output_async
+        self._core.get_output_async = self._outputs_of_others
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, text: Sequence[int], draft: Sequence[int], cache_salt: str | None) -> Session:
+        """Begin a session with its first draft, for `Session.verdict`."""
+        self._llm._run_output_handler()  # reads what the engine says; vLLM begins it with the first request
+        session = Session(f"session-{next(self._ids)}", text)
+        session.begin(draft)
+        self._sessions[session.name] = session
+        self._verifying.add(session.name)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=self._context_tokens - len(text),
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={DRAFT: list(draft)},
+        )
+        self._send(session.name, text, params, cache_salt)
+        return session
+
+    def verify(self, session: Session, draft: Sequence[int]) -> None:
+        """Hand over a session's next draft, for `Session.verdict`."""
+        start = session.begin(draft)
+        self._drafts.append((session.name, start, list(draft)))
+        if not self._verifying and len(self._drafts) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def close(self, session: Session) -> None:
+        """Take a session out of the engine."""
+        if self._sessions.pop(session.name, None) is not None:
+            self._do(self._core.abort_requests_async([session.name]))
+            self._verifying.discard(session.name)
+            self._flush()
+
+    def _flush(self) -> None:
+        drafts = [draft for draft in self._drafts if draft[0] in self._sessions]
+        self._drafts.clear()
+        if drafts:
+            self._verifying.update(name for name, _, _ in drafts)
+            control = SamplingParams(max_tokens=1, extra_args={DRAFTS: drafts})
+            self._send(f"drafts-{next(self._ids)}", [0], control, None)
+
+    def _send(self, name: str, text: Sequence[int], params: SamplingParams, cache_salt: str | None) -> None:
+        request = EngineCoreRequest(
+            request_id=name,
+            prompt_token_ids=list(text),
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=cache_salt,
+            data_parallel_rank=None,
+        )
+        self._do(self._core.add_request_async(request))
+
+        if self._idle:
+            self._idle, self._step_began = False, time.monotonic()
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        async def done() -> None:
+            with suppress(EngineDeadError):  # whoever waits for an answer learns it
+                await work
+
+        task = asyncio.create_task(done())
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _outputs_of_others(self) -> Any:
+        """In place of the engine client's `get_output_async`: sessions get what is theirs, vLLM the rest."""
+        try:
+            outputs = await self._next_outputs()
+        except EngineDeadError:
+            for session in self._sessions.values():
+                session.fail(CloudUnavailable(DIED))
+            raise
+        self._learn(outputs.outputs)
+        others = []
+        for output in outputs.outputs:
+            if (known := self._sessions.get(output.request_id)) is None:
+                others.append(output)
+                continue
+            known.receive(output)
+            events = [event.type for event in output.events or ()]
+            self.num_evicted += events.count(EngineCoreEventType.PREEMPTED)
+            if output.finished:
+                del self._sessions[known.name]
+            if known.settled:
+                self._verifying.discard(known.name)
+        self._idle = not self._verifying
+        if self._drafts:
+            # Behind the streams that were answered just now, whose next drafts may follow at once.
+            asyncio.get_running_loop().call_soon(self._flush)
+        outputs.outputs = others
+        return outputs
+
+    def _learn(self, outputs: Sequence[Any]) -> None:
+        """Take what a step cost, unless it read prompts or told of none."""
+        now = time.monotonic()
+        if outputs and not self._idle and all(output.prefill_stats is None for output in outputs):
+            num_made = sum(len(output.new_token_ids) for output in outputs)
+            sessions = [self._sessions.get(output.request_id) for output in outputs]
+            num_tokens = sum(1 if known is None else known.num_step_tokens for known in sessions)
+            self.value.observe(num_tokens, num_made, now - self._step_began)
+        self._step_began = now
+
+
+class Session:
+    """A request that stays in the engine."""
+
+    verdict: asyncio.Future[list[int]]
+    """Of the draft in question: its own tokens up to the first that is not the target's, and one more."""
+
+    def __init__(self, name: str, text: Sequence[int]) -> None:
+        self.name = name
+        self.text = list(text)
+        """What the engine holds of it, up to the draft in question."""
+        self.num_cached_tokens = 0
+        """Of the text that it began with."""
+        self._round = PendingRound(len(self.text), ())
+
+    def begin(self, draft: Sequence[int]) -> int:
+        """Begin a round; returns where its draft starts."""
+        self._round = PendingRound(len(self.text), draft)
+        self.verdict = asyncio.get_running_loop().create_future()
+        return len(self.text)
+
+    @property
+    def num_step_tokens(self) -> int:
+        """What the engine computes of it in a step."""
+        return 1 + len(self._round.rest(MAX_STEP_DRAFT_TOKENS))
+
+    @property
+    def settled(self) -> bool:
+        return self.verdict.done()
+
+    def receive(self, output: Any) -> None:
+        """Take what the engine made of it."""
+        if output.prefill_stats is not None:
+            self.num_cached_tokens = output.prefill_stats.num_cached_tokens
+        self._round.receive(output.new_token_ids)
+        if self._round.done and not self.settled:
+            self.text += self._round.made
+            self.verdict.set_result(self._round.made)
+        elif output.finished:
+            self.fail(CloudFailed("the engine gave a session up before it had verified its draft"))
+
+    def fail(self, error: CloudError) -> None:
+        if not self.settled:
+            self.verdict.set_exception(error)
+            self.verdict.exception()  # nobody may wait for it any more
+
+
+class ResidentSequence:
+    """Implements `base.TargetSequence`."""
+
+    def __init__(self, sessions: ResidentSessions, rounds: TargetSequence, cache_salt: str | None) -> None:
+        """
+        Args:
+            rounds: the same stream by the other scheme, for what the engine does not verify by itself.
+        """
+        self._sessions = sessions
+        self._rounds = rounds
+        self._cache_salt = cache_salt
+        self._session: Session | None = None
+        self.num_computed_tokens = 0
+        self._num_rounds = 0
+        self._num_drafted = self._num_made = 0.0
+
+    async def score(
+        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+    ) -> Scores:
+        """See `base.TargetSequence`. A greedy stream's rows end with the first that is not the draft's."""
+        if width > 1 or proposed is not None:
+            return await self._by_rounds(token_ids, num_rows, width, proposed)
+        began = time.perf_counter()
+        start = len(token_ids) - (num_rows - 1)
+        made = await self._verify(list(token_ids[:start]), token_ids[start:])
+        if not self._sessions.padding.isdisjoint(made):
+            # The engine's argmax, but nobody's token: the other scheme looks at the next best.
+            await self.aclose()
+            return await self._by_rounds(token_ids, num_rows, width, proposed)
+        return Scores(settled_rows(made), Timings(verify_us=int(1e6 * (time.perf_counter() - began))), _NONE)
+
+    async def _verify(self, text: list[int], draft: Sequence[int]) -> list[int]:
+        session = self._session
+        opens = session is None or session.text != text
+        if session is None or opens:
+            await self.aclose()
+            session = self._session = self._sessions.open(text, draft, self._cache_salt)
+        else:
+            self._sessions.verify(session, draft)
+        try:
+            made = await session.verdict
+        except BaseException:  # a cancel too: nobody knows what the engine holds now
+            await self.aclose()
+            raise
+        self.num_computed_tokens += len(draft) + (len(text) - session.num_cached_tokens if opens else 1)
+        self._num_rounds += 1
+        weight = max(_MEMORY, 1 / self._num_rounds)
+        self._num_drafted += weight * (len(draft) - self._num_drafted)
+        self._num_made += weight * (len(made) - self._num_made)
+        return made
+
+    @property
+    def drafts_pay(self) -> bool:
+        few = self._num_rounds < _ROUNDS_TO_JUDGE
+        return few or self._sessions.value.pays(self._num_drafted, self._num_made)
+
+    async def _by_rounds(
+        self, token_ids: Sequence[int], num_rows: int, width: int, proposed: Sequence[int] | None
+    ) -> Scores:
+        before = self._rounds.num_computed_tokens
+        scores = await self._rounds.score(token_ids, num_rows=num_rows, width=width, proposed=proposed)
+        self.num_computed_tokens += self._rounds.num_computed_tokens - before
+        return scores
+
+    async def generate(
+        self, token_ids: Sequence[int], options: GenerateOptions
+    ) -> AsyncGenerator[list[int], None]:
+        before = self.num_computed_tokens
+        async with aclosing(self._rounds.generate(token_ids, options)) as made:
+            async for new in made:
+                self.num_computed_tokens = before + self._rounds.num_computed_tokens
+                yield new
+
+    async def aclose(self) -> None:
+        """Take the session out of the engine, if there is one."""
+        if (session := self._session) is not None:
+            self._session = None
+            self._sessions.close(session)
+
+
+_NONE = np.empty(0)
+
+_ROUNDS_TO_JUDGE = 8
+"""Rounds of a stream before its drafts are judged."""
+_MEMORY = 0.05
+"""Weight of the newest round in a stream's means."""
+
+_TEST_TOKENS = 6
+_TEST_NATS = 0.5
+"""How much less likely than the argmax a token may be that the other kind of pass preferred."""
+
+
+async def fault(sessions: ResidentSessions, rounds: TargetSequence, prompt: Sequence[int]) -> str | None:
+    """Try sessions out on a short text: what is wrong with them in this engine, or None.
+
+    The text that a session makes against a wrong draft, and again against a right one, must be the greedy one
+    by the rows of the other scheme, up to what kernels for one token and for several differ by.
+    """
+    try:
+        wrong = [prompt[0]] * _TEST_TOKENS
+        made: list[int] = []
+        async with aclosing(ResidentSequence(sessions, rounds, None)) as sequence:
+            while len(made) < _TEST_TOKENS:
+                made += await sequence._verify([*prompt, *made], wrong[: len(made)])
+        async with aclosing(ResidentSequence(sessions, rounds, None)) as sequence:
+            again = await sequence._verify(list(prompt), made[:-1])
+        for text in (made, again):
+            scores = await rounds.score(
+                [*prompt, *text[:-1]], num_rows=len(text), width=MAX_TOP_K, proposed=text
+            )
+            if (scores.rows.logprobs[:, 0] - scores.logprobs > _TEST_NATS).any():
+                return f"a session made {text}, which is not the model's greedy text"
+    except CloudError as error:
+        return str(error)
+    return None

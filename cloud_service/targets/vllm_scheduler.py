@@ -1,0 +1,175 @@
+"""The engine's side of resident sessions: a vLLM scheduler that verifies drafts which come from outside.
+
+vLLM loads it in the engine's process (`scheduler_cls`), where a session is a request that stays between its
+rounds. A draft arrives as a control request, becomes the request's speculative tokens, and the engine's
+own rejection verifies it in one step. A session without a draft is parked: out of the batch and without
+one of the engine's slots, its blocks kept. A session that is parked for too long, or whose blocks another
+one needs, gives them up; its next draft computes its text again, as far as the prompt cache lost it.
+
+Nothing here looks at parked sessions one by one: the work of a step is that of the sessions in it.
+
+vLLM's scheduler is no public interface. `vllm_resident.TESTED_VERSIONS` says which ones this was tried
+on, and a test at the service's start decides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.sched.utils import remove_all
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import Request, RequestStatus
+
+from cloud_service.targets.resident_rounds import PendingRound
+
+DRAFT = "duet_draft"
+"""Key of a session's `extra_args`: its first draft, a list of token ids."""
+DRAFTS = "duet_drafts"
+"""Key of a control request's `extra_args`: of each [request id, length of the text before it, token ids]."""
+PARKED_S = "duet_parked_s"
+"""Key of the engine's `additional_config`: seconds that a parked session keeps its blocks."""
+
+
+class NothingProposed:
+    """A proposer that proposes nothing: with it the engine expects speculative tokens (`custom_class`)."""
+
+    def __init__(self, vllm_config: Any) -> None: ...
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def propose(self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [[] for _ in sampled_token_ids]
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    request: Request
+    round: PendingRound | None
+    """The draft that waits or is being verified; None while parked."""
+    parked_at: float = 0.0
+
+
+class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
+    """vLLM's own scheduler, with sessions whose speculative tokens come from outside."""
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        self.running: list[Request]
+        self._parked_s: float = vllm_config.additional_config[PARKED_S]
+        self._sessions: dict[str, _Session] = {}
+        self._parked: OrderedDict[str, _Session] = OrderedDict()
+        """By request id, those that hold blocks and wait for a draft; parked longest first."""
+        self._ready: deque[_Session] = deque()
+        """Have a draft and their blocks, and go into the batch as slots allow."""
+        self._refused: list[Request] = []
+        self._allocate_slots = self.kv_cache_manager.allocate_slots
+        self.kv_cache_manager.allocate_slots = self._allocate_or_evict
+
+    # What comes in.
+
+    def add_request(self, request: Request) -> None:
+        params = request.sampling_params
+        asked = (params.extra_args if params else None) or {}
+        if DRAFTS in asked:
+            for request_id, start, draft in asked[DRAFTS]:
+                self._receive(request_id, start, draft)
+            return
+        if DRAFT in asked:
+            round_ = PendingRound(request.num_tokens, asked[DRAFT])
+            self._sessions[request.request_id] = _Session(request, round_)
+        super().add_request(request)
+
+    def _receive(self, request_id: str, start: int, draft: list[int]) -> None:
+        session = self._sessions.get(request_id)
+        if session is None:
+            return  # has ended, which its last output said
+        request = session.request
+        fits = start + len(draft) < self.max_model_len
+        if session.round is not None or start != request.num_tokens or not fits:
+            self._refused.append(request)
+            self.finish_requests(request_id, RequestStatus.FINISHED_ERROR)
+            return
+        session.round = PendingRound(start, draft)
+        if self._parked.pop(request_id, None):
+            self._ready.append(session)
+        else:  # evicted: vLLM resumes it as one that it preempted itself
+            self.waiting.add_request(request)
+
+    # A step.
+
+    def get_num_unfinished_requests(self) -> int:
+        # What is parked is in no queue, so that the engine sleeps while all sessions are.
+        return int(super().get_num_unfinished_requests()) + len(self._ready)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        self._evict_those_parked_too_long()
+        # One slot is left to new prompts, which sessions could otherwise shut out.
+        slots = self.max_num_running_reqs - len(self.running) - bool(self.waiting)
+        while self._ready and slots > 0:
+            session = self._ready.popleft()
+            if session.request.is_finished():
+                continue
+            self._propose(session)
+            self.running.append(session.request)
+            slots -= 1
+        return super().schedule(*args, **kwargs)
+
+    def _propose(self, session: _Session) -> None:
+        assert session.round is not None
+        session.request.spec_token_ids = session.round.rest(self.num_spec_tokens)
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        """Drafts come from outside alone."""
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        now = time.monotonic()
+        done = set()
+        for request_id in scheduler_output.num_scheduled_tokens:
+            session = self._sessions.get(request_id)
+            if session is None or session.request.status is not RequestStatus.RUNNING:
+                continue  # of a plain stream, ended, or preempted
+            request, round_ = session.request, session.round
+            assert round_ is not None
+            if request.num_computed_tokens < request.num_tokens - 1:
+                continue  # its text is not computed yet
+            round_.receive(request.all_token_ids[round_.end :])
+            if round_.done:
+                session.round, session.parked_at = None, now
+                self._parked[request_id] = session
+                done.add(request)
+            else:
+                self._propose(session)
+        self.running = remove_all(self.running, done)
+        for request in self._refused:
+            output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ERROR)
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
+        self._refused.clear()
+        return outputs
+
+    # Blocks.
+
+    def _allocate_or_evict(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the cache's `allocate_slots`: parked sessions give way before any running one does."""
+        while (blocks := self._allocate_slots(*args, **kwargs)) is None and self._parked:
+            self._evict_oldest()
+        return blocks
+
+    def _evict_those_parked_too_long(self) -> None:
+        horizon = time.monotonic() - self._parked_s
+        while self._parked and next(iter(self._parked.values())).parked_at < horizon:
+            self._evict_oldest()
+
+    def _evict_oldest(self) -> None:
+        _, session = self._parked.popitem(last=False)
+        self._preempt_request(session.request, time.monotonic())
+        self.waiting.remove_request(session.request)  # it waits for a draft, not for a slot
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        if self._sessions.pop(request.request_id, None) is not None:
+            self._parked.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)
