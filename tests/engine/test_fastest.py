@@ -18,6 +18,7 @@ from edge_agent.drafting.drafters import Drafters
 from edge_agent.edge_model import EdgeModel
 from edge_agent.fastest import fastest
 from edge_agent.remote import Cloud, Meter
+from edge_agent.resume import TargetStreams
 from edge_agent.speeds import Speeds, speeds_file
 from edge_agent.steps import Step
 from shared.config import EdgeConfig
@@ -28,7 +29,15 @@ from shared.routing import Decision, Route
 from shared.sampling import Sampling
 from shared.session import Origin
 from tests.engine.test_lossless import random_requests
-from tests.service import TargetAlone, connection, eventually, in_process_cloud, loaded_edge, run_duet
+from tests.service import (
+    TargetAlone,
+    connection,
+    eventually,
+    in_process_cloud,
+    loaded_edge,
+    run_duet,
+    unobserved,
+)
 from tests.tiny_pair import TinyPair
 
 pytestmark = pytest.mark.engine
@@ -157,7 +166,7 @@ async def test_leaving_in_the_middle_frees_every_slot(tiny_pair: TinyPair, num_b
                     if seen >= num_before:
                         break
             await eventually(lambda: service.is_idle)
-            assert edge._worker._thread._work_queue.empty()
+            await eventually(edge._worker._thread._work_queue.empty)
 
 
 # What is measured, and what follows
@@ -234,10 +243,16 @@ async def test_the_route_speculate_may_become_the_stream_and_says_so(tiny_pair: 
         loaded_edge(tiny_pair.draft_gguf) as edge,
         connection(service.address) as cloud,
     ):
-        steps = with_fallbacks(
-            edge, Drafters(edge), cloud, request, config(), Speeds(), Meter(), decision, show_drafts=False
+        streams = TargetStreams(
+            edge=edge,
+            drafters=Drafters(edge),
+            remote=cloud,
+            config=config(),
+            speeds=Speeds(),
+            meter=Meter(),
+            observed=unobserved(),
         )
-        async with aclosing(steps):
+        async with aclosing(with_fallbacks(edge, streams, request, decision)) as steps:
             made_of = [step async for step in steps]
     # 6 tokens are fewer than a look at the stream, with which an unmeasured pair begins.
     assert {step.origin for step in made_of if isinstance(step, Token)} == {Origin.CLOUD}

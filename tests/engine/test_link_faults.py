@@ -22,7 +22,7 @@ from shared.messages import Open
 from shared.resumption import OnOutage
 from shared.session import Origin
 from tests.engine.test_lossless import random_requests
-from tests.service import TargetAlone, connection, eventually, in_process_cloud, loaded_edge
+from tests.service import TargetAlone, connection, eventually, in_process_cloud, loaded_edge, unobserved
 from tests.tiny_pair import TinyPair
 
 pytestmark = pytest.mark.engine
@@ -63,6 +63,7 @@ async def steps_of(
         config=EdgeConfig.model_validate({"on_outage": OnOutage.WAIT, **settings}),
         speeds=speeds,
         meter=Meter(),
+        observed=unobserved(),
     )
     made: list[Step] = []
     while True:
