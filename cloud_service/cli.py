@@ -13,18 +13,18 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from cloud_service.examples import EXAMPLES
 from cloud_service.planning.cli import plan
 from cloud_service.security_cli import certs_app, tenants_app, tokens_app
 from shared.config import CloudConfig
 from shared.errors import UnknownSetting
 from shared.models import Registry, resolve
 from shared.settings import load
-from shared.terminal import CommandGroup, pull_progress
+from shared.terminal import CommandGroup, add_examples, pull_progress
 
 app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Host the target model that verifies the drafts of many edges.",
 )
@@ -149,6 +149,9 @@ def engine_options(arguments: Sequence[str], known: Sequence[str]) -> dict[str, 
 def _announce(address: str) -> None:
     """One line on standard output for scripts that wait for the address."""
     typer.echo(f"listening on {address}")
+
+
+add_examples(app, EXAMPLES)
 
 
 def main() -> None:

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from edge_agent.evaluation.cli import app as eval_app
+from edge_agent.examples import EXAMPLES
 from edge_agent.models_cli import app as models_app
+from edge_agent.models_cli import model_names
 from edge_agent.opening import model_sha256_of, open_agent, open_all, open_parts, open_router
 from edge_agent.show import OriginWriter, PlainWriter, answer_fields, explanation, print_bench, print_decision
 from edge_agent.store_cli import app as store_app
@@ -24,7 +26,7 @@ from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
 from shared.events import Answer, Notice, Text
 from shared.settings import load
-from shared.terminal import CommandGroup
+from shared.terminal import CommandGroup, add_examples
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -43,6 +45,12 @@ def _help(name: str) -> str:
     return EdgeConfig.model_fields[name].description or ""
 
 
+def _modes(incomplete: str) -> list[str]:
+    return [
+        mode for mode in get_args(EdgeConfig.model_fields["mode"].annotation) if mode.startswith(incomplete)
+    ]
+
+
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with any setting.", envvar="DUET_CONFIG")
 ]
@@ -53,12 +61,13 @@ def ask(
     question: Annotated[str | None, typer.Argument(help="The question; standard input without it.")] = None,
     config: ConfigFile = None,
     mode: Annotated[
-        str | None, typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}")
+        str | None,
+        typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}", autocompletion=_modes),
     ] = None,
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
     tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
     system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
     max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
     temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,
@@ -107,10 +116,13 @@ def ask(
 def chat(
     config: ConfigFile = None,
     mode: Annotated[
-        str | None, typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}")
+        str | None,
+        typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}", autocompletion=_modes),
     ] = None,
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
     system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
     max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
     temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,
@@ -163,7 +175,7 @@ def route(
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
     tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
     system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
     cloud_threshold: Annotated[float | None, typer.Option(help=_help("cloud_threshold"))] = None,
     private: Annotated[bool | None, typer.Option("--private", help=_help("private"))] = None,
@@ -211,7 +223,7 @@ def calibrate(
         ),
     ] = True,
     config: ConfigFile = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write; the user's own for the model otherwise.")
     ] = None,
@@ -271,7 +283,7 @@ def bench(
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
     tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
     acceptance_rate: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of draft tokens accepted, for the forecast.")
     ] = 0.8,
@@ -303,12 +315,13 @@ async def _bench(settings: EdgeConfig, acceptance_rate: float, *, as_json: bool)
 def doctor(
     config: ConfigFile = None,
     mode: Annotated[
-        str | None, typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}")
+        str | None,
+        typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}", autocompletion=_modes),
     ] = None,
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
     tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check this machine, the model and the cloud, measure them, and say what auto will do.
@@ -342,7 +355,7 @@ def serve_http(
     cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
     tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
     max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     tls_cert: Annotated[str | None, typer.Option(help=_help("tls_cert"))] = None,
@@ -399,6 +412,9 @@ async def _ask(
                 if explain:
                     for line in explanation(event):
                         typer.echo(f"duet: {line}", err=True)
+
+
+add_examples(app, EXAMPLES)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shared.errors import UnknownModel
+from shared.errors import DuetError, UnknownModel
 from shared.models import ModelCache, ModelEntry, Registry, default_cache_dir
 from shared.terminal import CommandGroup, pull_progress
 
@@ -17,7 +17,18 @@ app = typer.Typer(cls=CommandGroup, help="List, pull, find and remove models.", 
 _WIDE = 120
 """Columns of a terminal that shows descriptions too."""
 
-Name = Annotated[str, typer.Argument(help="A name that `duet models list` shows.")]
+
+def model_names(incomplete: str) -> list[str]:
+    """What a shell may complete; nothing where the user's own registry cannot be read."""
+    try:
+        return [name for name in Registry.load().names() if name.startswith(incomplete)]
+    except DuetError:
+        return []
+
+
+Name = Annotated[
+    str, typer.Argument(help="A name that `duet models list` shows.", autocompletion=model_names)
+]
 
 
 @app.command("list")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,3 +52,25 @@ def pull_progress() -> Iterator[Progress]:
             bars.update(task, description=f"{name}: {step}", completed=done_bytes, total=total_bytes)
 
         yield show
+
+
+def add_examples(app: typer.Typer, examples: Mapping[str, Sequence[str]]) -> None:
+    """Let the help of commands end in examples.
+
+    Args:
+        examples: lines by the command's path below the program's name, for example "models pull". Commands
+            that the program does not have are passed over.
+    """
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        if lines := examples.get(name):
+            # Typer joins lines, and keeps paragraphs apart.
+            command.epilog = "\n\n".join(["Examples:", *(f"$ {line}" for line in lines)])
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        prefix = f"{group.name} "
+        below = {
+            path.removeprefix(prefix): each for path, each in examples.items() if path.startswith(prefix)
+        }
+        add_examples(group.typer_instance, below)

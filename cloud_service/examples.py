@@ -1,0 +1,23 @@
+"""Examples that the help of `duet-cloud`'s commands ends in, and docs/cli.md shows."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "serve": (
+        "duet-cloud serve",
+        "duet-cloud serve --listen 0.0.0.0:50151 --slots 16",
+        "duet-cloud serve --target vllm --model Qwen/Qwen2.5-7B-Instruct --engine.tensor-parallel-size 2",
+        "duet-cloud serve --target openai --upstream http://127.0.0.1:8000",
+    ),
+    "convert": ("duet-cloud convert qwen2.5-coder-0.5b ./qwen-0.5b-hf --dtype float32",),
+    "plan": ("duet-cloud plan --model qwen2.5-7b --edges 500 --rtt 30",),
+    "certs ca": ("duet-cloud certs ca /etc/duet/certs",),
+    "certs server": ("duet-cloud certs server /etc/duet/certs gpu-server",),
+    "certs client": ("duet-cloud certs client /etc/duet/certs laptop",),
+    "tokens add": ("duet-cloud tokens add laptop",),
+    "tokens list": ("duet-cloud tokens list",),
+    "tokens revoke": ("duet-cloud tokens revoke ID",),
+    "tokens rotate": ("duet-cloud tokens rotate ID",),
+    "tenants limit": ("duet-cloud tenants limit laptop",),
+    "tenants list": ("duet-cloud tenants list",),
+}
