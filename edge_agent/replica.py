@@ -163,9 +163,11 @@ class Replica:
             self.address,
             [
                 ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
-                # Half of the time until the question, half for the answer.
+                # Half of the time until the question, half for the answer. Without the third line gRPC waits
+                # a minute for the answer to a ping that something else asked for.
                 ("grpc.keepalive_time_ms", int(500 * self._dead_link_s)),
                 ("grpc.keepalive_timeout_ms", int(500 * self._dead_link_s)),
+                ("grpc.http2.ping_timeout_ms", int(500 * self._dead_link_s)),
                 ("grpc.http2.max_pings_without_data", 0),
                 # A new channel must not inherit the pause after an old one's failure.
                 ("grpc.use_local_subchannel_pool", 1),

@@ -54,6 +54,7 @@ class Tally:
     num_resumed: int = 0
     num_lost: int = 0
     num_twice: int = 0
+    killed_at_s: float = 0.0
 
     def __str__(self) -> str:
         return (
