@@ -193,6 +193,8 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
     ) -> None:
         async with self._call(context) as call:
             request = await _first_message(call, request_iterator)
+            for name in request.shaping.asked:
+                raise InvalidRequest(f"{name} cannot be verified from rows; only Generate takes it")
             with self._admit(call, request, "speculate", self._granted(request)) as stream:
                 await self._speculate(stream, request_iterator)
 
@@ -341,6 +343,9 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         for token in (*ids, *request.committed):
             if token not in target.vocabulary.legal_ids:
                 raise InvalidRequest(f"token id {token} is not in the vocabulary of {target.name}")
+        for name in request.shaping.asked:
+            if name not in target.shapes:
+                raise InvalidRequest(f"{name} is not known to the engine {target.engine} of {target.name}")
         room = context_tokens - len(prompt)
         if room < 1:
             remedy = "or serve with a larger --context-tokens"
@@ -360,6 +365,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             prompt_token_ids=tuple(prompt),
             end_token_ids=target.end_token_ids,
             sampling=request.sampling,
+            shaping=request.shaping,
             max_tokens=max_tokens,
             max_draft_tokens=max_draft_tokens,
             vocabulary_sha256=target.vocabulary.sha256,
@@ -436,6 +442,8 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             start=start,
             max_tokens=stream.opened.max_tokens - start,
             end_token_ids=self._target.end_token_ids,
+            num_prompt_tokens=len(stream.opened.prompt_token_ids),
+            shaping=request.shaping,
         )
         if not session.done:
             async with (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edge_agent import modes
-from edge_agent.auto import auto
+from edge_agent.auto import auto, shaped
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.store import default_store_dir
 from edge_agent.edge_model import EdgeModel
@@ -22,15 +22,16 @@ from edge_agent.resume import TargetStreams
 from edge_agent.routing.privacy import PrivacyRule
 from edge_agent.routing.router import Router
 from edge_agent.speeds import Speeds
-from edge_agent.steps import Decided, Drafted, Prompted, Resumed, Step
+from edge_agent.steps import Decided, Drafted, Prompted, Replaced, Resumed, Step
 from shared.config import EdgeConfig, for_request
 from shared.controller import Chosen, Way
-from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong
+from shared.errors import InvalidRequest, InvalidSetting, PromptTooLong, VocabularyMismatch
 from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token, Waiting
 from shared.messages import FinishReason, Message, Open, Policy
 from shared.routing import Decision, Route
 from shared.sampling import Sampling
 from shared.session import Origin
+from shared.shaping import NO_SHAPING, Shaping
 from shared.text import TextStream
 
 
@@ -49,13 +50,16 @@ class _Tally:
     num_accepted: int = 0
     mode: str = ""
     decision: Decision | None = None
+    reason: str | None = None
     meter: Meter = field(default_factory=Meter)
     ways: list[Chosen] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
 
     def take(self, step: Step) -> None:
-        if isinstance(step, Decided):
+        if isinstance(step, Replaced):
+            self.mode, self.reason = step.mode, step.reason
+        elif isinstance(step, Decided):
             self.decision = step.decision
             self.mode = step.decision.route.value
         elif isinstance(step, Prompted):
@@ -78,6 +82,9 @@ class _Tally:
             self.tokens.append(step)
 
 
+Prompt = tuple[Message, ...] | tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """One request, and what it may use."""
@@ -86,7 +93,10 @@ class _Call:
     started: float
     private: str | None
     """Why the prompt must not leave the device, if it must not."""
+    question: tuple[Message, ...]
+    """The prompt, or a plain text put as one."""
     provisional: bool
+    shaping: Shaping
     edge: EdgeModel | None
     drafters: Drafters
     observed: Observed
@@ -128,12 +138,10 @@ class Agent:
             remember_answers=config.remember_answers,
         )
 
-    async def ask(
-        self, question: str, *, provisional: bool = False, **settings: Any
-    ) -> AsyncGenerator[Event, None]:
+    async def ask(self, question: str, **options: Any) -> AsyncGenerator[Event, None]:
         """Answer one question; see `chat`."""
         messages = question_as_chat(question, self._config.system)
-        async with aclosing(self.chat(messages, provisional=provisional, **settings)) as events:
+        async with aclosing(self.chat(messages, **options)) as events:
             async for event in events:
                 yield event
 
@@ -142,6 +150,7 @@ class Agent:
         messages: Sequence[Message],
         *,
         provisional: bool = False,
+        shaping: Shaping = NO_SHAPING,
         request_id: str | None = None,
         **settings: Any,
     ) -> AsyncGenerator[Event, None]:
@@ -153,13 +162,62 @@ class Agent:
 
         Args:
             provisional: yield `Provisional`s too.
+            shaping: penalties, bias, or a form of the text. One model writes alone under it: in mode
+                `speculate` the target, in `auto` the target or, where that cannot, the edge.
             request_id: names the request in logs and traces here and in the cloud; unset draws one.
             settings: of this request, in place of the agent's own: any of `shared.config.REQUEST_SETTINGS`.
         Raises:
             DuetError: see `shared.errors`; text that was yielded stands.
         """
+        chat = tuple(messages)
+        async with aclosing(self._run(chat, chat, provisional, shaping, request_id, settings)) as events:
+            async for event in events:
+                yield event
+
+    async def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        provisional: bool = False,
+        shaping: Shaping = NO_SHAPING,
+        request_id: str | None = None,
+        **settings: Any,
+    ) -> AsyncGenerator[Event, None]:
+        """Continue a text as it stands, without a chat template; see `chat`.
+
+        Args:
+            prompt: text, in which special tokens count as such, or token ids of the edge model.
+        Raises:
+            VocabularyMismatch: the target's tokens are others.
+        """
+        if self._edge is None:
+            raise InvalidRequest("a plain text needs the edge model, which splits it into tokens")
+        model = self._edge.model
+        if isinstance(prompt, str):
+            ids = tuple(await asyncio.to_thread(model.tokenize, prompt, add_special=True))
+        else:
+            ids = tuple(prompt)
+            if unknown := [token for token in ids if token not in model.vocabulary.legal_ids]:
+                raise InvalidRequest(f"prompt: token id {unknown[0]} is not in {model.name}'s vocabulary")
+        if not ids:
+            raise InvalidRequest("prompt: the text is empty")
+        text = b"".join(model.piece(token) for token in ids).decode("utf-8", "replace")
+        question = (Message("user", text),)
+        async with aclosing(self._run(ids, question, provisional, shaping, request_id, settings)) as events:
+            async for event in events:
+                yield event
+
+    async def _run(
+        self,
+        prompt: Prompt,
+        question: tuple[Message, ...],
+        provisional: bool,
+        shaping: Shaping,
+        request_id: str | None,
+        settings: Mapping[str, Any],
+    ) -> AsyncGenerator[Event, None]:
         with observed(self.metrics, request_id) as request:
-            answering = self._request(request, messages, provisional, settings)
+            answering = self._request(request, prompt, question, provisional, shaping, settings)
             async with aclosing(answering) as events:
                 async for event in events:
                     if isinstance(event, Answer):
@@ -169,43 +227,49 @@ class Agent:
     async def _request(
         self,
         request: Observed,
-        messages: Sequence[Message],
+        prompt: Prompt,
+        question: tuple[Message, ...],
         provisional: bool,
+        shaping: Shaping,
         settings: Mapping[str, Any],
     ) -> AsyncGenerator[Event, None]:
+        """Wait for a slot of the edge model, where one is needed, and answer in it."""
         started = time.monotonic()
         config = for_request(self._config, settings)
         self._check_parts(config)
         # Huge messages take a while, which the other requests should not.
-        private = await asyncio.to_thread(self._privacy.reason, messages, asked=config.private)
+        private = await asyncio.to_thread(self._privacy.reason, question, asked=config.private)
         if private is not None and config.mode in ("cloud", "speculate"):
             raise InvalidRequest(
                 f"the prompt is private ({private}), and mode {config.mode} would send it away; use"
                 " --mode auto or local. The settings private_patterns and detect_private say what is private"
             )
-        call = _Call(config, started, private, provisional, self._edge, self._drafters, request)
+        call = _Call(
+            config, started, private, question, provisional, shaping, self._edge, self._drafters, request
+        )
         if self._edge is None or config.mode == "cloud":
-            async with aclosing(self._chat(call, list(messages))) as events:
+            async with aclosing(self._fitting(call, prompt)) as events:
                 async for event in events:
                     yield event
             return
-        turn = self._edge.enter(await asyncio.to_thread(self._edge.model.render_chat, messages))
+        turn = self._edge.enter(await _token_ids(self._edge, prompt))
         try:
             while turn.position:
                 yield Waiting(turn.position)
                 await turn.moved()
             edge = self._edge.in_slot(turn)
             call = replace(call, edge=edge, drafters=self._drafters.on(edge))
-            async with aclosing(self._chat(call, list(messages))) as events:
+            async with aclosing(self._fitting(call, prompt)) as events:
                 async for event in events:
                     yield event
         finally:
             self._edge.leave(turn)
 
-    async def _chat(self, call: _Call, messages: list[Message]) -> AsyncGenerator[Event, None]:
+    async def _fitting(self, call: _Call, prompt: Prompt) -> AsyncGenerator[Event, None]:
+        """Answer a prompt; a chat that is too long without its oldest turns."""
         config = call.config
         request = Open(
-            prompt=tuple(messages),
+            prompt=prompt,
             sampling=Sampling(
                 temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p
             ),
@@ -213,7 +277,9 @@ class Agent:
             policy=config.policy,
             rollback_threshold=config.rollback_threshold if config.policy is Policy.BILD else None,
             max_tokens=config.max_tokens,
+            shaping=call.shaping,
         )
+        messages = [part for part in prompt if isinstance(part, Message)]
         num_dropped = 0
         while True:
             tally = _Tally(started=call.started, mode=config.mode)
@@ -246,7 +312,9 @@ class Agent:
         text: TextStream[Origin] = TextStream(config.stop)
         reason: FinishReason | None = None
         unverified, text_follows = _NOTHING_UNVERIFIED, False
-        if config.mode != "auto":
+        if config.mode in ("local", "cloud") or (
+            config.mode == "speculate" and request.shaping == NO_SHAPING
+        ):
             yield Routed(config.mode)
         async with aclosing(self._steps(call, request, tally.meter)) as steps:
             async for step in steps:
@@ -255,6 +323,10 @@ class Agent:
                     reason = step
                 elif isinstance(step, Notice | Round):
                     yield step
+                elif isinstance(step, Replaced):
+                    yield Routed(step.mode, reason=step.reason)
+                elif isinstance(step, Prompted):
+                    self._check_vocabulary(request, step)
                 elif isinstance(step, Decided):
                     yield Routed(step.decision.route.value, step.decision)
                 elif isinstance(step, Resumed):
@@ -279,12 +351,22 @@ class Agent:
         assert reason is not None, "a mode ends with a reason or an error"
         answer = self._result(request, tally, reason)
         if call.private is None:  # what is drafted from the store is sent away
-            question = next(part.content for part in reversed(request.prompt) if isinstance(part, Message))
             try:
-                call.drafters.remember(question, answer.answer)
+                call.drafters.remember(call.question[-1].content, answer.answer)
             except InvalidSetting as error:
                 yield Notice(f"the answer is not remembered: {error}")
         yield answer
+
+    def _check_vocabulary(self, request: Open, prompted: Prompted) -> None:
+        """Raises VocabularyMismatch where the edge's token ids mean something else to the target."""
+        opened, ids = prompted.opened, [part for part in request.prompt if isinstance(part, int)]
+        if opened is None or not ids:
+            return
+        assert self._edge is not None, "who made the ids"
+        if opened.vocabulary_sha256 != self._edge.model.vocabulary.sha256:
+            raise VocabularyMismatch(
+                f"a plain text cannot be handed to {opened.model}, whose vocabulary is another; send a chat"
+            )
 
     def _steps(self, call: _Call, request: Open, meter: Meter) -> AsyncGenerator[Step, None]:
         config, edge = call.config, call.edge
@@ -302,13 +384,15 @@ class Agent:
             observed=call.observed,
             show_drafts=call.provisional,
         )
+        if request.shaping != NO_SHAPING:
+            return shaped(edge, streams, request, config.mode, call.private)
         if config.mode == "cloud":
             return streams.cloud(request)
         if config.mode == "speculate":
             return streams.speculate(request, may_stream=False)
         assert edge is not None
         assert self._router is not None
-        return auto(edge, streams, self._router, request, config, call.private)
+        return auto(edge, streams, self._router, request, config, call.private, call.question)
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
         num = len(tally.tokens)
@@ -334,7 +418,15 @@ class Agent:
             tokens=tuple(tally.tokens),
             decision=tally.decision,
             speed=self._speeds.report(tally.ways) if tally.ways else None,
+            reason=tally.reason,
         )
+
+
+async def _token_ids(edge: EdgeModel, prompt: Prompt) -> list[int]:
+    messages = [part for part in prompt if isinstance(part, Message)]
+    if messages:
+        return await asyncio.to_thread(edge.model.render_chat, messages)
+    return [part for part in prompt if isinstance(part, int)]
 
 
 def question_as_chat(question: str, system: str | None) -> list[Message]:

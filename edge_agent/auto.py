@@ -9,7 +9,7 @@ draft, of which the target keeps what it agrees with.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from math import exp
@@ -19,9 +19,9 @@ from edge_agent.drafting.base import Proposal, Source
 from edge_agent.edge_model import EdgeModel
 from edge_agent.resume import TargetStreams
 from edge_agent.routing.router import Router, moved_by_doubt
-from edge_agent.steps import Decided, Drafted, Step
+from edge_agent.steps import Decided, Drafted, Replaced, Step
 from shared.config import EdgeConfig
-from shared.errors import CloudError, VocabularyMismatch
+from shared.errors import CloudError, InvalidRequest, VocabularyMismatch
 from shared.events import Notice, Token
 from shared.messages import FinishReason, Message, Open
 from shared.routing import WATCH_TOKENS, Decision, DoubtWatch, Route
@@ -34,14 +34,15 @@ async def auto(
     request: Open,
     config: EdgeConfig,
     private: str | None,
+    question: Sequence[Message],
 ) -> AsyncGenerator[Step, None]:
     """Decide, then answer on the route. A cloud that cannot be reached makes it local, with a notice.
 
     Args:
         private: why the prompt must not leave the device, if it must not.
+        question: the prompt, or a plain text put as one.
     """
-    messages = [part for part in request.prompt if isinstance(part, Message)]
-    routing = await router.route(messages, private, edge=edge)
+    routing = await router.route(question, private, edge=edge)
     decision = routing.decision
     request = replace(request, predicted_length=decision.predicted_tokens)
     yield Decided(decision)
@@ -54,6 +55,35 @@ async def auto(
     else:
         steps = modes.local(edge, request)
     async with aclosing(steps):
+        async for step in steps:
+            yield step
+
+
+async def shaped(
+    edge: EdgeModel | None, streams: TargetStreams, request: Open, mode: str, private: str | None
+) -> AsyncGenerator[Step, None]:
+    """One model writes alone what rows cannot verify: the target or, in mode `auto`, the edge instead."""
+    what = ", ".join(request.shaping.asked)
+    reason = f"{what}: a draft cannot be verified under it, so one model writes alone"
+    if private is None:
+        if mode != "cloud":
+            yield Replaced("cloud", reason)
+        async with aclosing(streams.cloud_alone(request)) as steps:
+            try:
+                first = await anext(steps)
+            except (CloudError, InvalidRequest) as error:
+                if mode != "auto":
+                    raise
+                yield Notice(f"mode local instead: {error}")
+                reason = f"{what}: the cloud cannot do it ({error})"
+            else:
+                yield first
+                async for step in steps:
+                    yield step
+                return
+    assert edge is not None, "mode auto has one"
+    yield Replaced("local", reason)
+    async with aclosing(modes.local(edge, request)) as steps:
         async for step in steps:
             yield step
 

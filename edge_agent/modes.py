@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from math import log
@@ -10,16 +11,19 @@ from edge_agent.drafting.llama import LlamaDrafter
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud, Meter
 from edge_agent.steps import Prompted, Step
-from shared.errors import PromptTooLong
+from shared.errors import CloudFailed, PromptTooLong
 from shared.events import Token
+from shared.llama.shaper import LogitsShaper
 from shared.messages import Finished, FinishReason, Message, Open, Opened
 from shared.session import Origin
+from shared.shaping import NO_SHAPING
 
 
 async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
     """The edge answers alone."""
     messages = tuple(part for part in request.prompt if isinstance(part, Message))
-    prompt = edge.model.render_chat(messages)
+    ids = [part for part in request.prompt if isinstance(part, int)]
+    prompt = await asyncio.to_thread(edge.model.render_chat, messages) if messages else ids
     room = edge.context.context_tokens - len(prompt)
     if room < 1:
         raise PromptTooLong(
@@ -27,7 +31,9 @@ async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
             f" {edge.context.context_tokens}; shorten it, or set a larger context_tokens in duet.yaml"
         )
     yield Prompted(len(prompt), None)
-    drafter = LlamaDrafter(edge)
+    shaping = request.shaping
+    shaper = None if shaping == NO_SHAPING else LogitsShaper(edge.model, shaping, len(prompt))
+    drafter = LlamaDrafter(edge, shaper=shaper)
     ends = edge.model.end_token_ids
     text = list(prompt)
     for position in range(min(request.max_tokens or room, room)):
@@ -49,6 +55,11 @@ async def cloud(remote: Cloud, request: Open, meter: Meter) -> AsyncGenerator[St
     async with aclosing(remote.generate(request, meter)) as messages:
         async for message in messages:
             if isinstance(message, Opened):
+                if message.shaping != request.shaping:
+                    raise CloudFailed(
+                        f"{message.model} is served by a version that cannot honour"
+                        f" {', '.join(request.shaping.asked)}; update the service"
+                    )
                 yield Prompted(len(message.prompt_token_ids), message.model, opened=message)
             elif isinstance(message, Finished):
                 yield message.reason

@@ -92,6 +92,20 @@ class TargetStreams:
         lossless = replace(request, policy=Policy.LOSSLESS, rollback_threshold=None)
         return self._survive(self._cloud, lossless)
 
+    async def cloud_alone(self, request: Open) -> AsyncGenerator[Step, None]:
+        """The target's answer under a shaping, which nobody else could carry on.
+
+        Raises:
+            CloudError: the stream cannot begin, or breaks.
+            InvalidRequest: the target does not know the shaping.
+        """
+        remote = self.remote.for_answer()
+        async with aclosing(modes.cloud(remote, request, self.meter)) as steps:
+            async for step in steps:
+                if step is FinishReason.DRAIN:
+                    raise CloudUnavailable(f"the cloud at {remote.address} left in the middle of the answer")
+                yield step
+
     def _fastest(
         self, remote: Cloud, request: Open, drafted: Sequence[Proposal], *, may_stream: bool
     ) -> AsyncGenerator[Step, None]:

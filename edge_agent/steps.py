@@ -44,4 +44,12 @@ class Decided:
     decision: Decision
 
 
-Step = Prompted | Round | Token | Drafted | Resumed | FinishReason | Decided | Chosen | Notice
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Another mode than the one asked for, without the router."""
+
+    mode: str
+    reason: str
+
+
+Step = Replaced | Prompted | Round | Token | Drafted | Resumed | FinishReason | Decided | Chosen | Notice

@@ -25,6 +25,7 @@ from shared.messages import (
     Verdict,
 )
 from shared.sampling import Sampling
+from shared.shaping import NO_SHAPING, Shaping
 from shared.vocab import TokenKind, Vocabulary
 
 _FINISH = {
@@ -77,6 +78,8 @@ def encode_open(message: Open) -> pb2.Open:
         limits=pb2.Limits(max_tokens=message.max_tokens),
         predicted_length=message.predicted_length,
     )
+    if message.shaping != NO_SHAPING:
+        wire.shaping.CopyFrom(_encode_shaping(message.shaping))
     if message.prompt and isinstance(message.prompt[0], Message):
         chat = (m for m in message.prompt if isinstance(m, Message))
         wire.messages.CopyFrom(
@@ -110,6 +113,7 @@ def decode_open(wire: pb2.Open) -> Open:
         rollback_threshold=wire.rollback_threshold if wire.HasField("rollback_threshold") else None,
         max_tokens=wire.limits.max_tokens if wire.limits.HasField("max_tokens") else None,
         predicted_length=wire.predicted_length if wire.HasField("predicted_length") else None,
+        shaping=_decode_shaping(wire),
     )
 
 
@@ -117,6 +121,25 @@ def _decode_policy(wire: pb2.Policy) -> Policy:
     if wire not in _POLICY_BACK:
         raise InvalidRequest(f"policy {wire} is not known to this side; update it, or use lossless")
     return _POLICY_BACK[wire]
+
+
+def _encode_shaping(shaping: Shaping) -> pb2.Shaping:
+    return pb2.Shaping(
+        presence_penalty=shaping.presence_penalty,
+        frequency_penalty=shaping.frequency_penalty,
+        repetition_penalty=shaping.repetition_penalty,
+        logit_bias=dict(shaping.logit_bias),
+        json_schema=shaping.json_schema,
+        grammar=shaping.grammar,
+    )
+
+
+def _decode_shaping(wire: pb2.Open | pb2.Opened) -> Shaping:
+    shaping = {field.name: value for field, value in wire.ListFields()}.get("shaping")
+    if shaping is None:
+        return NO_SHAPING
+    asked = {field.name: value for field, value in shaping.ListFields()}
+    return Shaping(**asked | {"logit_bias": tuple(sorted(shaping.logit_bias.items()))})
 
 
 def encode_sampling(sampling: Sampling) -> pb2.Sampling:
@@ -134,7 +157,7 @@ def decode_sampling(wire: pb2.Sampling) -> Sampling:
 
 
 def encode_opened(message: Opened) -> pb2.Opened:
-    return pb2.Opened(
+    wire = pb2.Opened(
         model=message.model,
         prompt_token_ids=message.prompt_token_ids,
         end_token_ids=sorted(message.end_token_ids),
@@ -145,6 +168,9 @@ def encode_opened(message: Opened) -> pb2.Opened:
         policy=POLICY[message.policy],
         rollback_threshold=message.rollback_threshold,
     )
+    if message.shaping != NO_SHAPING:
+        wire.shaping.CopyFrom(_encode_shaping(message.shaping))
+    return wire
 
 
 def decode_opened(wire: pb2.Opened) -> Opened:
@@ -158,6 +184,7 @@ def decode_opened(wire: pb2.Opened) -> Opened:
         vocabulary_sha256=wire.vocabulary_sha256,
         policy=_decode_policy(wire.policy),
         rollback_threshold=wire.rollback_threshold if wire.HasField("rollback_threshold") else None,
+        shaping=_decode_shaping(wire),
     )
 
 

@@ -71,6 +71,8 @@ class Routed:
     """`local`, `cloud` or `speculate`."""
     decision: Decision | None = None
     """Of the router, in mode `auto`."""
+    reason: str | None = None
+    """Why the mode is not the one asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class Answer:
     """Of the router, in mode `auto`."""
     speed: SpeedReport | None = None
     """Where the speed controller chose the way."""
+    reason: str | None = None
+    """Why the mode is not the one asked for; None where the router chose."""
 
 
 Event = Waiting | Notice | Routed | Token | Text | Provisional | Round | Answer

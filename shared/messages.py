@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from shared.sampling import Sampling
+from shared.shaping import NO_SHAPING, Shaping
 
 
 class FinishReason(str, Enum):
@@ -48,6 +49,8 @@ class Open:
     """Nats, > 0, under `bild`; None leaves it to the service."""
     max_tokens: int | None = None
     predicted_length: int | None = None
+    shaping: Shaping = NO_SHAPING
+    """Of a text that the model writes alone; a stream of drafts takes none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Opened:
     max_tokens: int
     max_draft_tokens: int
     vocabulary_sha256: str
+    shaping: Shaping = NO_SHAPING
     policy: Policy = Policy.LOSSLESS
     rollback_threshold: float | None = None
     """Nats; None unless the policy is `bild`."""

@@ -23,8 +23,12 @@ class ThinkingSplitter:
     [[], [(True, '2+2')], [(True, ' is 4')], [(False, 'Four.')]]
     """
 
-    def __init__(self) -> None:
-        self._part = _Part.BEGINNING
+    def __init__(self, splits: bool = True) -> None:
+        """
+        Args:
+            splits: otherwise all of the text is answer.
+        """
+        self._part = _Part.BEGINNING if splits else _Part.ANSWER
         self._held = ""
         self._trims = False
 

@@ -25,6 +25,7 @@ class ScriptedTarget:
     engine = "scripted"
     verification = "rounds"
     max_streams = 256
+    shapes: frozenset[str] = frozenset()
     name = "script"
     end_token_ids = frozenset({0})
 

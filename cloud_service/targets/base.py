@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared.errors import CloudFailed
 from shared.messages import Message, Timings
 from shared.sampling import Float, Rows, Sampling, check_rows, draw
+from shared.shaping import NO_SHAPING, Shaping
 from shared.vocab import Vocabulary
 
 
@@ -44,6 +45,10 @@ class GenerateOptions:
     """New tokens at most."""
     end_token_ids: frozenset[int]
     """The stream ends after any of these."""
+    num_prompt_tokens: int = 0
+    """Of the text; what follows is completion."""
+    shaping: Shaping = NO_SHAPING
+    """No more than the target's `shapes`. Where it is something, engines may draw by their own sampler."""
 
 
 class TargetSequence(Protocol):
@@ -104,6 +109,8 @@ class Target(TextSide, Protocol):
     """Prompt and completion of one stream."""
     max_streams: int
     """Sequences that may be held at once."""
+    shapes: frozenset[str]
+    """Fields of `Shaping` that `generate` honours."""
 
     def sequence(
         self, token_ids: Sequence[int], *, tenant: str | None = None
@@ -139,3 +146,19 @@ async def generate_by_rounds(
         if token in options.end_token_ids:
             return
         text.append(token)
+
+
+def shaped_sampling(options: GenerateOptions) -> dict[str, Any]:
+    """Fields of vLLM's SamplingParams for a text that its own sampler draws: seeded, but not by our rule."""
+    sampling, shaping = options.sampling, options.shaping
+    return {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "seed": (options.seed + options.start) % 2**63,
+        "presence_penalty": shaping.presence_penalty,
+        "frequency_penalty": shaping.frequency_penalty,
+        "repetition_penalty": shaping.repetition_penalty,
+        "logit_bias": dict(shaping.logit_bias) or None,
+    }

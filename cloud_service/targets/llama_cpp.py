@@ -18,9 +18,11 @@ from cloud_service.scheduling import PassCost, is_step, plan
 from cloud_service.targets.base import GenerateOptions, Scores
 from shared.errors import CloudFailed, CloudOverloaded, DuetError
 from shared.llama import DecodeAborted, Extension, LlamaContext, LlamaModel
+from shared.llama.shaper import LogitsShaper
 from shared.llama.slots import Slots
 from shared.messages import Message, Timings
 from shared.sampling import draw, logprobs_from_logits, rows_from_logits
+from shared.shaping import EVERY_SHAPE, NO_SHAPING, Shaping
 
 log = logging.getLogger("duet.target")
 
@@ -41,6 +43,7 @@ class _Job:
     deliver: ScoresSink
     fail: Callable[[DuetError], None]
     proposed: Sequence[int] = ()
+    shaper: LogitsShaper | None = None
     submitted: float = field(default_factory=time.perf_counter)
     started: float | None = None
     cancelled: bool = False
@@ -51,6 +54,7 @@ class LlamaCppTarget:
 
     engine = "llama-cpp"
     verification = "rounds"
+    shapes = EVERY_SHAPE
 
     def __init__(self, model: LlamaModel, context: LlamaContext) -> None:
         self.name = model.name
@@ -114,6 +118,9 @@ class LlamaCppTarget:
         await asyncio.to_thread(self._thread.join)
         self._context.close()
         self._model.close()
+
+    def shaper(self, shaping: Shaping, num_prompt_tokens: int) -> LogitsShaper:
+        return LogitsShaper(self._model, shaping, num_prompt_tokens)
 
     def submit(self, job: _Job) -> None:
         with self._wake:
@@ -196,8 +203,8 @@ class LlamaCppTarget:
             if extension.num_rows and not job.cancelled:
                 try:
                     self._deliver(job, logits, ended)
-                except (ValueError, CloudFailed) as error:
-                    # The logits of one stream are no distribution: the others go on.
+                except (ValueError, DuetError) as error:
+                    # The logits of one stream are no distribution, or its text is not of its grammar.
                     log.warning("a stream failed: %s", error)
                     self._fail([job], error)
 
@@ -206,6 +213,8 @@ class LlamaCppTarget:
         timings = Timings(
             queue_us=int((job.started - job.submitted) * 1e6), verify_us=int((now - job.started) * 1e6)
         )
+        if job.shaper is not None:
+            job.shaper.shape(logits[0], job.token_ids)
         rows = rows_from_logits(logits, job.width)
         more = job.deliver(Scores(rows, timings, logprobs_from_logits(logits, job.proposed)))
         with self._wake:
@@ -274,7 +283,12 @@ class LlamaCppSequence:
         def fail(error: DuetError) -> None:
             loop.call_soon_threadsafe(made.put_nowait, error)
 
-        job = _Job(self._slot, self._tenant, text, 1, options.sampling.row_width, self, deliver, fail)
+        shaper = None
+        if options.shaping != NO_SHAPING:
+            shaper = self._target.shaper(options.shaping, options.num_prompt_tokens)
+        job = _Job(
+            self._slot, self._tenant, text, 1, options.sampling.row_width, self, deliver, fail, shaper=shaper
+        )
         self._target.submit(job)
         try:
             for _ in range(options.max_tokens):

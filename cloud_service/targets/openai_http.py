@@ -16,7 +16,13 @@ from typing import Any
 import httpx
 import numpy as np
 
-from cloud_service.targets.base import GenerateOptions, Scores, TextSide, generate_by_rounds
+from cloud_service.targets.base import (
+    GenerateOptions,
+    Scores,
+    TextSide,
+    generate_by_rounds,
+    shaped_sampling,
+)
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.openai_rows import (
     Row,
@@ -48,6 +54,7 @@ from shared.errors import (
 )
 from shared.messages import Message, Timings
 from shared.sampling import MAX_TOP_K, Float, Rows
+from shared.shaping import NO_SHAPING, PENALTIES
 from shared.vocab import TokenKind
 
 log = logging.getLogger("duet.target")
@@ -351,6 +358,7 @@ class OpenAiTarget:
     verification = "rounds"
     max_streams = 256
     """As many as a `vllm serve` runs at once by default."""
+    shapes = PENALTIES
 
     def __init__(self, upstream: Upstream, service: Service, text: TextSide) -> None:
         self.upstream = upstream
@@ -478,6 +486,13 @@ class OpenAiSequence:
         self, token_ids: Sequence[int], options: GenerateOptions
     ) -> AsyncGenerator[list[int], None]:
         text = list(token_ids)
+        if options.shaping != NO_SHAPING:
+            async with aclosing(self._stream(text, options)) as made:
+                async for new in made:
+                    if not all(map(self._has_meaning, new)):
+                        raise CloudFailed(f"{self._target.upstream.url} made a token without a meaning")
+                    yield new
+            return
         if options.sampling.greedy:
             async with aclosing(self._stream(text, options)) as made:
                 async for new in made:
@@ -501,9 +516,10 @@ class OpenAiSequence:
     async def _stream(
         self, token_ids: Sequence[int], options: GenerateOptions
     ) -> AsyncGenerator[list[int], None]:
-        """The service's own greedy stream."""
+        """The service's own stream: greedy, or shaped and drawn by its own sampler."""
         sampling = {
             **_PLAIN,
+            **(shaped_sampling(options) if options.shaping != NO_SHAPING else {}),
             "max_tokens": options.max_tokens,
             "stop_token_ids": sorted(options.end_token_ids),
         }

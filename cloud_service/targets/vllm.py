@@ -34,7 +34,14 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from cloud_service.targets import vllm_resident as resident
-from cloud_service.targets.base import GenerateOptions, Scores, TargetSequence, TextSide, generate_by_rounds
+from cloud_service.targets.base import (
+    GenerateOptions,
+    Scores,
+    TargetSequence,
+    TextSide,
+    generate_by_rounds,
+    shaped_sampling,
+)
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.vllm_rows import (
     KnownRows,
@@ -49,6 +56,7 @@ from cloud_service.targets.vllm_rows import (
 from shared.errors import CloudFailed, CloudUnavailable, InvalidSetting, ModelUnsupported, OutOfMemory
 from shared.messages import Message, Timings
 from shared.sampling import MAX_TOP_K, Float, Rows, Sampling, draw
+from shared.shaping import NO_SHAPING, PENALTIES
 from shared.vocab import TokenKind
 
 log = logging.getLogger("duet.target")
@@ -169,6 +177,8 @@ class VllmTarget:
     """Implements `base.Target`."""
 
     engine = "vllm"
+    # Grammars need the engine's own tokenizer, which it runs without.
+    shapes = PENALTIES
 
     def __init__(self, config: VllmConfig, text: TextSide) -> None:
         """Starts the engine.
@@ -371,7 +381,8 @@ class VllmSequence:
     async def generate(
         self, token_ids: Sequence[int], options: GenerateOptions
     ) -> AsyncGenerator[list[int], None]:
-        by_engine = options.sampling.greedy or self._target.streams_noise
+        shaped = options.shaping != NO_SHAPING
+        by_engine = options.sampling.greedy or self._target.streams_noise or shaped
         made = self._stream(token_ids, options) if by_engine else generate_by_rounds(self, token_ids, options)
         async with aclosing(made):
             async for new in made:
@@ -380,15 +391,18 @@ class VllmSequence:
     async def _stream(
         self, token_ids: Sequence[int], options: GenerateOptions
     ) -> AsyncGenerator[list[int], None]:
-        """The engine's own stream, whose argmax is the token that `sampling.draw` draws."""
+        """The engine's own stream. Its argmax is the token that `sampling.draw` draws; a shaped text is drawn
+        by the engine's own sampler."""
         params = SamplingParams(
-            temperature=0.0,
+            **shaped_sampling(options) if options.shaping != NO_SHAPING else {"temperature": 0.0},
             max_tokens=options.max_tokens,
             ignore_eos=True,
             stop_token_ids=sorted(options.end_token_ids),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            extra_args=None if options.sampling.greedy else {_DRAW: _encode_draw(options)},
+            extra_args=None
+            if options.sampling.greedy or options.shaping != NO_SHAPING
+            else {_DRAW: _encode_draw(options)},
         )
         computed_before: int | None = None
         async with aclosing(self._target.request(token_ids, params, self._cache_salt)) as answers:

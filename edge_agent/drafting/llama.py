@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edge_agent.drafting.base import Proposal, Source
 from edge_agent.edge_model import EdgeModel
 from shared.errors import ModelUnsupported
+from shared.llama.shaper import LogitsShaper
 from shared.sampling import Rows, Sampling, draw, rows_from_logits
 from shared.stopping import Never, StopRule
 
@@ -24,11 +25,15 @@ class LlamaDrafter:
     and makes mode `local` reproducible by its seed.
     """
 
-    def __init__(self, edge: EdgeModel, masked_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self, edge: EdgeModel, masked_ids: Collection[int] = (), shaper: LogitsShaper | None = None
+    ) -> None:
         """
         Args:
             masked_ids: never proposed, because the target has no such token.
+            shaper: of a completion that nobody verifies.
         """
+        self._shaper = shaper
         self._edge = edge
         self._masked = np.array(sorted(masked_ids), np.int64)
 
@@ -66,6 +71,8 @@ class LlamaDrafter:
                 logits = context.extend(sequence, pending, 1)
                 if self._masked.size:
                     logits[0][self._masked[self._masked < len(logits[0])]] = -np.inf
+                if self._shaper is not None:
+                    self._shaper.shape(logits[0], [*text_ids, *(p.token_id for p in drafted)])
                 rows = self._rows(logits, sampling.row_width)
                 token = int(draw(rows, sampling, seed, start + len(drafted))[0])
                 prob = _as_prob(rows.logprobs[rows.token_ids == token][0])

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_agent.agent import Agent
-from edge_agent.http.completions import MODES, chat_completions, mode_of
+from edge_agent.http.completions import MODES, chat_completions, mode_of, text_completions
 from edge_agent.http.errors import ApiError, error_response
 from edge_agent.http.live import live_chat
 from edge_agent.http.site import page_routes
@@ -48,6 +48,7 @@ def create_app(
             Route("/v1/models", list_models),
             Route("/v1/models/{model}", show_model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/completions", text_completions, methods=["POST"]),
             Route("/api/chat", live_chat, methods=["POST"]),
             *page_routes(),
         ],

@@ -1,10 +1,10 @@
-"""`/v1/chat/completions`: an agent's events as OpenAI's bodies and chunks."""
+"""`/v1/chat/completions` and `/v1/completions`: an agent's events as OpenAI's bodies and chunks."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +14,17 @@ from starlette.responses import JSONResponse, Response
 
 from edge_agent.agent import Agent
 from edge_agent.http.errors import ApiError, as_api_error, error_body
-from edge_agent.http.requests import ChatCompletion, parse
+from edge_agent.http.requests import ChatCompletion, TextCompletion, parse
 from edge_agent.http.streaming import StreamedResponse, sse, sse_comment, unless_gone
-from shared.events import Answer, Event, Notice, Text, Waiting
+from shared.events import Answer, Event, Notice, Text, Token, Waiting
 from shared.messages import FinishReason
 from shared.thinking import ThinkingSplitter
 
 MODES = {"duet": "auto", "duet-local": "local", "duet-cloud": "cloud", "duet-speculate": "speculate"}
 """What clients call a model, and the mode that it is."""
+
+Runs = Sequence[tuple[bool, str]]
+"""(is it thinking?, text)"""
 
 
 def mode_of(model: str) -> str:
@@ -40,19 +43,44 @@ async def chat_completions(request: Request) -> Response:
     asked = parse(ChatCompletion, await request.body())
     agent: Agent = request.app.state.agent
     messages = [message.as_message() for message in asked.messages]
+    mode = mode_of(asked.model)
     events = agent.chat(
-        messages, request_id=request_id(request), mode=mode_of(asked.model), **asked.settings()
+        messages, request_id=request_id(request), mode=mode, shaping=asked.shaping(), **asked.settings()
     )
-    answering = _Answering(asked.model)
+    return await _respond(request, asked, _ChatAnswering(asked.model, asked.wants_logprobs), events)
+
+
+async def text_completions(request: Request) -> Response:
+    asked = parse(TextCompletion, await request.body())
+    agent: Agent = request.app.state.agent
+    mode = mode_of(asked.model)
+    events = agent.complete(
+        asked.prompt, request_id=request_id(request), mode=mode, shaping=asked.shaping(), **asked.settings()
+    )
+    return await _respond(request, asked, _TextAnswering(asked.model, asked.wants_logprobs), events)
+
+
+async def _respond(
+    request: Request,
+    asked: ChatCompletion | TextCompletion,
+    answering: _Answering,
+    events: AsyncGenerator[Event, None],
+) -> Response:
+    if asked.wants_logprobs and mode_of(asked.model) != "local":
+        raise ApiError(
+            f"logprobs are known in duet-local only, not in {asked.model}",
+            param="logprobs",
+            code="invalid_value",
+        )
     if not asked.stream:
         body = await unless_gone(request, answering.whole(events))
-        return JSONResponse(body, headers=queue_header(answering.queue_position))
+        return JSONResponse(body, headers=_queue_header(answering.queue_position))
     begun, position = await unless_gone(request, _begun(events))
     include_usage = asked.stream_options is not None and asked.stream_options.include_usage
     return StreamedResponse(
         answering.chunks(begun, include_usage=include_usage),
         media_type="text/event-stream",
-        headers=queue_header(position),
+        headers=_queue_header(position),
         stall_timeout_s=request.app.state.stall_timeout_s,
     )
 
@@ -62,7 +90,7 @@ def request_id(request: Request) -> str | None:
     return request.headers.get("x-request-id")
 
 
-def queue_header(position: int) -> dict[str, str]:
+def _queue_header(position: int) -> dict[str, str]:
     """Where in the line for the edge model the request began; 0 did not wait."""
     return {"X-Duet-Queue-Position": str(position)}
 
@@ -92,85 +120,159 @@ async def _begun(events: AsyncGenerator[Event, None]) -> tuple[AsyncGenerator[Ev
 
 @dataclass
 class _Answering:
-    """One completion as it comes about."""
+    """One completion as it comes about; the two kinds differ in the shapes of their choices."""
 
     model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-    notices: list[str] = field(default_factory=list)
+    wants_logprobs: bool
     queue_position: int = 0
     """Where in line the request began."""
+    _created: int = field(default_factory=lambda: int(time.time()))
+    _number: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _notices: list[str] = field(default_factory=list)
+    _tokens: list[Token] = field(default_factory=list)
+    """Those whose log-probabilities are not told yet."""
 
-    def note(self, event: Event) -> None:
-        if isinstance(event, Notice):
-            self.notices.append(event.message)
-        elif isinstance(event, Waiting):
-            self.queue_position = max(self.queue_position, event.position)
+    _id = ""
+    _whole = ""
+    _chunk = ""
+    _splits_thinking = True
+
+    def _choice(self, runs: Runs) -> dict[str, Any]:
+        """Of a whole answer."""
+        raise NotImplementedError
+
+    def _delta(self, runs: Runs) -> dict[str, Any]:
+        """Of a chunk."""
+        raise NotImplementedError
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        raise NotImplementedError
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
-        thinking = ThinkingSplitter()
+        thinking = ThinkingSplitter(self._splits_thinking)
         runs: list[tuple[bool, str]] = []
         async with aclosing(events):
             async for event in events:
+                self._note(event)
                 if isinstance(event, Text):
                     runs += thinking.feed(event.text)
                 elif isinstance(event, Answer):
                     answer = event
-                else:
-                    self.note(event)
         runs += thinking.finish()
-        thought = "".join(text for is_thought, text in runs if is_thought)
-        message = {
-            "role": "assistant",
-            "content": "".join(text for is_thought, text in runs if not is_thought),
-            **({"reasoning_content": thought} if thought else {}),
-        }
-        choice = {"index": 0, "message": message, "finish_reason": finish_reason(answer), "logprobs": None}
         return {
-            **self._head("chat.completion"),
-            "choices": [choice],
+            **self._head(self._whole),
+            "choices": [self._finished(self._choice(runs), finish_reason(answer))],
             "usage": usage(answer),
-            "duet": about(answer, self.notices),
+            "duet": about(answer, self._notices, self.queue_position),
         }
 
     async def chunks(
         self, events: AsyncGenerator[Event, None], *, include_usage: bool
     ) -> AsyncGenerator[bytes, None]:
-        thinking = ThinkingSplitter()
-        yield self._chunk({"role": "assistant", "content": ""})
+        thinking = ThinkingSplitter(self._splits_thinking)
+        yield self._sse(self._first_delta())
         try:
             async with aclosing(events):
                 async for event in events:
+                    self._note(event)
                     if isinstance(event, Text):
                         for run in thinking.feed(event.text):
-                            yield self._chunk(_delta(*run))
+                            yield self._sse(self._delta([run]))
                     elif isinstance(event, Waiting):
-                        self.note(event)
                         yield sse_comment(f"waiting for the edge model, position {event.position}")
                     elif isinstance(event, Answer):
                         for run in thinking.finish():
-                            yield self._chunk(_delta(*run))
-                        yield self._chunk({}, finish_reason(event), {"duet": about(event, self.notices)})
+                            yield self._sse(self._delta([run]))
+                        extra = {"duet": about(event, self._notices, self.queue_position)}
+                        yield self._sse(self._delta([]), finish_reason(event), extra)
                         if include_usage:
-                            yield sse(
-                                {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(event)}
-                            )
+                            yield sse({**self._head(self._chunk), "choices": [], "usage": usage(event)})
         except Exception as error:
             yield sse(error_body(as_api_error(error)))
         yield sse("[DONE]")
 
-    def _chunk(
-        self, delta: Mapping[str, Any], reason: str | None = None, extra: Mapping[str, Any] | None = None
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self._notices.append(event.message)
+        elif isinstance(event, Waiting):
+            self.queue_position = max(self.queue_position, event.position)
+        elif isinstance(event, Token):
+            self._tokens.append(event)
+
+    def _first_delta(self) -> dict[str, Any]:
+        return self._delta([])
+
+    def _sse(
+        self, delta: dict[str, Any], reason: str | None = None, extra: Mapping[str, Any] | None = None
     ) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        return sse({**self._head("chat.completion.chunk"), "choices": [choice], **(extra or {})})
+        return sse({**self._head(self._chunk), "choices": [self._finished(delta, reason)], **(extra or {})})
+
+    def _finished(self, choice: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        told, self._tokens = self._tokens, []
+        logprobs = self._logprobs(told) if self.wants_logprobs and told else None
+        return {"index": 0, **choice, "finish_reason": reason, "logprobs": logprobs}
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": f"{self._id}-{self._number}",
+            "object": kind,
+            "created": self._created,
+            "model": self.model,
+        }
 
 
-def _delta(is_thought: bool, text: str) -> dict[str, str]:
-    return {"reasoning_content" if is_thought else "content": text}
+class _ChatAnswering(_Answering):
+    _id = "chatcmpl"
+    _whole = "chat.completion"
+    _chunk = "chat.completion.chunk"
+
+    def _choice(self, runs: Runs) -> dict[str, Any]:
+        thought = "".join(text for is_thought, text in runs if is_thought)
+        message = {
+            "role": "assistant",
+            "content": "".join(text for is_thought, text in runs if not is_thought),
+        }
+        return {"message": message | ({"reasoning_content": thought} if thought else {})}
+
+    def _first_delta(self) -> dict[str, Any]:
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def _delta(self, runs: Runs) -> dict[str, Any]:
+        return {
+            "delta": {"reasoning_content" if is_thought else "content": text for is_thought, text in runs}
+        }
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        return {
+            "content": [
+                {
+                    "token": token.piece.decode("utf-8", "replace"),
+                    "logprob": token.logprob,
+                    "bytes": list(token.piece),
+                    "top_logprobs": [],
+                }
+                for token in tokens
+            ]
+        }
+
+
+class _TextAnswering(_Answering):
+    """A plain text's thoughts are part of it."""
+
+    _id = "cmpl"
+    _whole = _chunk = "text_completion"
+    _splits_thinking = False
+
+    def _choice(self, runs: Runs) -> dict[str, Any]:
+        return {"text": "".join(text for _, text in runs)}
+
+    _delta = _choice
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        return {
+            "tokens": [token.piece.decode("utf-8", "replace") for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+        }
 
 
 def finish_reason(answer: Answer) -> str:
@@ -186,18 +288,17 @@ def usage(answer: Answer) -> dict[str, int]:
     }
 
 
-def about(answer: Answer, notices: list[str]) -> dict[str, Any]:
+def about(answer: Answer, notices: list[str], queue_position: int) -> dict[str, Any]:
     """What duet tells beside OpenAI's fields, all under one key."""
     decision = answer.decision
+    reasons = decision.reasons if decision else (answer.reason,) if answer.reason else ()
     return {
         "mode": answer.mode,
-        "route": decision
-        and {
-            "p_cloud": decision.p_cloud,
-            "predicted_tokens": decision.predicted_tokens,
-            "reasons": list(decision.reasons),
-        },
+        "reasons": list(reasons),
+        "p_cloud": decision and decision.p_cloud,
+        "predicted_tokens": decision and decision.predicted_tokens,
         "notices": notices,
+        "queue_position": queue_position,
         "policy": answer.policy and answer.policy.value,
         "acceptance_rate": answer.accepted_tokens / answer.drafted_tokens if answer.drafted_tokens else None,
         "acceptance_length": answer.acceptance_length,

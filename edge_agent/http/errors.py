@@ -6,6 +6,7 @@ The status of an expected failure is in `shared.errors.TABLE`.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.errors import DuetError, PromptTooLong, outcome
+from shared.config import REQUEST_SETTINGS
+from shared.errors import DuetError, InvalidRequest, PromptTooLong, outcome
+from shared.shaping import PENALTIES
 
 log = logging.getLogger("duet.http")
 
@@ -50,7 +53,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return _invalid(error)
     if isinstance(error, DuetError):
         code = "context_length_exceeded" if isinstance(error, PromptTooLong) else _snake(type(error).__name__)
-        return ApiError(str(error), status=outcome(error).http_status, code=code)
+        param = _blamed(error) if isinstance(error, InvalidRequest) else None
+        return ApiError(str(error), status=outcome(error).http_status, param=param, code=code)
     if isinstance(error, HTTPException):
         return ApiError(error.detail, status=error.status_code)
     log.error("internal failure", exc_info=error)
@@ -83,6 +87,14 @@ def _invalid(error: ValidationError) -> ApiError:
         return ApiError(f"{param} is missing", param=param, code="missing_required_parameter")
     message = first["msg"].removeprefix("Value error, ")
     return ApiError(f"{param}: {message}", param=param, code="invalid_value")
+
+
+def _blamed(error: InvalidRequest) -> str | None:
+    """The parameter that the message begins with, if it does."""
+    name = re.split(r"[\s:,]", str(error), maxsplit=1)[0]
+    if name in ("json_schema", "grammar"):
+        return "response_format" if name == "json_schema" else name
+    return name if name in REQUEST_SETTINGS | PENALTIES | {"prompt"} else None
 
 
 def _snake(name: str) -> str:

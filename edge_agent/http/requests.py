@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from edge_agent.http.errors import ApiError
 from shared.config import REQUEST_SETTINGS
 from shared.messages import Message
 from shared.sampling import MAX_TOP_K
+from shared.shaping import Shaping
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 StopText = Annotated[str, Field(min_length=1)]
@@ -44,6 +45,25 @@ class ChatMessage(_Shape):
     def as_message(self) -> Message:
         role = "system" if self.role == "developer" else self.role
         return Message(role, str(self.content))
+
+
+class JsonSchema(_Shape):
+    name: str = ""
+    """What OpenAI's clients call it; nobody here reads it."""
+    description: str = ""
+    schema_: dict[str, Any] = Field(alias="schema", default={})
+    strict: bool = True
+
+
+class ResponseFormat(_Shape):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def schema_text(self) -> str | None:
+        if self.type == "text":
+            return None
+        schema = {"type": "object"} if self.json_schema is None else self.json_schema.schema_
+        return json.dumps(schema)
 
 
 class StreamOptions(_Shape):
@@ -79,6 +99,14 @@ class _Completion(_Shape):
     stop: Annotated[
         list[StopText], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(max_length=16)
     ] = []
+    presence_penalty: Number = 0.0
+    frequency_penalty: Number = 0.0
+    repetition_penalty: Number = 1.0
+    logit_bias: dict[str, Number] = {}
+    """By token id: the target's, or in duet-local the edge model's."""
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    grammar: str | None = None
+    """GBNF, as llama.cpp's server takes it."""
     n: Literal[1] = 1
     user: str | None = None
     """A label of the client's own, for nobody here."""
@@ -98,6 +126,24 @@ class _Completion(_Shape):
         }
         return {name: value for name, value in asked.items() if value is not None} | self.duet
 
+    def shaping(self) -> Shaping:
+        """Raises InvalidRequest."""
+        return Shaping(
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple(sorted((int(token), bias) for token, bias in self.logit_bias.items())),
+            json_schema=self.response_format.schema_text(),
+            grammar=self.grammar,
+        )
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, bias: dict[str, float]) -> dict[str, float]:
+        if bad := [name for name in bias if not name.isdecimal()]:
+            raise ValueError(f"{bad[0]!r} is no token id")
+        return bias
+
 
 class ChatCompletion(_Completion):
     """`POST /v1/chat/completions`"""
@@ -105,10 +151,38 @@ class ChatCompletion(_Completion):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """OpenAI's newer name of max_tokens."""
+    logprobs: bool = False
+    top_logprobs: Literal[0] = 0
+    """Of other tokens than the chosen one nothing is kept."""
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs
 
     def settings(self) -> dict[str, Any]:
         newer = self.max_completion_tokens
         return super().settings() | ({} if newer is None else {"max_tokens": newer})
+
+
+def _one_prompt(prompt: Any) -> Any:
+    """A list of one text or of one list of ids is as good as what is in it."""
+    return (
+        prompt[0]
+        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int)
+        else prompt
+    )
+
+
+class TextCompletion(_Completion):
+    """`POST /v1/completions`: the text goes on as it stands."""
+
+    prompt: Annotated[str | list[Annotated[int, Field(ge=0)]], BeforeValidator(_one_prompt)]
+    logprobs: Literal[0] | None = None
+    """0 asks for those of the chosen tokens; of others nothing is kept."""
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
 
 
 class LiveChat(_Shape):

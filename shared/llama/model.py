@@ -168,6 +168,12 @@ class LlamaModel:
             ids.update(document_end)
         return frozenset(i for i in ids if i >= 0)
 
+    @cached_property
+    def engine_end_token_ids(self) -> frozenset[int]:
+        """llama.cpp's own end set, which its grammars allow at the end of a text."""
+        ends = llama_cpp.llama_vocab_is_eog
+        return frozenset(token_id for token_id in range(self.vocab_size) if ends(self._vocab, token_id))
+
     def tokenize(self, text: str, *, add_special: bool = False, special: bool = True) -> list[int]:
         """Token ids of a text.
 
