@@ -317,10 +317,12 @@ async def serving(
 
 
 @asynccontextmanager
-async def loaded_edge(model_path: Path, **settings: object) -> AsyncIterator[EdgeModel]:
+async def loaded_edge(
+    model_path: Path, *, num_slots: int = 1, **settings: object
+) -> AsyncIterator[EdgeModel]:
     """A small model as `duet` loads it."""
     config = EdgeConfig.model_validate({"threads": 1, "context_tokens": CONTEXT_TOKENS, **settings})
-    edge = await EdgeModel.load(model_path, model_path.stem, config)
+    edge = await EdgeModel.load(model_path, model_path.stem, config, num_slots=num_slots)
     try:
         yield edge
     finally:
