@@ -30,6 +30,7 @@ async def opened(pair: TinyPair, **settings: object) -> AsyncIterator[Agent]:
                 "mode": "speculate",
                 "cloud": service.address,
                 "max_tokens": 48,
+                "max_draft_tokens": 4,
                 "threads": 1,
                 "context_tokens": CONTEXT_TOKENS,
                 **settings,
