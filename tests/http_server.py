@@ -52,12 +52,14 @@ async def in_process_server(
     step_s: float = 0.0,
     api_key: str | None = None,
     stall_timeout_s: float = 30.0,
+    send_buffer: int | None = None,
     **settings: object,
 ) -> AsyncIterator[InProcessServer]:
     """
     Args:
         slots: of the edge model.
         step_s: least duration of a pass of the target.
+        send_buffer: bytes that the kernel keeps for a client.
     """
     async with (
         in_process_cloud(pair.target_gguf, slots=cloud_slots, step_s=step_s) as cloud,
@@ -76,13 +78,15 @@ async def in_process_server(
             router = load_router(edge, remote, config, lambda: "none", every=False)
             agent = Agent(config, edge=edge, cloud=remote, router=router)
             app = create_app(agent, api_key=api_key, stall_timeout_s=stall_timeout_s)
-            async with _listening(app) as url:
+            async with _listening(app, send_buffer) as url:
                 yield InProcessServer(url, agent, edge, cloud, slots, len(asyncio.all_tasks()))
 
 
 @asynccontextmanager
-async def _listening(app: object) -> AsyncIterator[str]:
+async def _listening(app: object, send_buffer: int | None) -> AsyncIterator[str]:
     with socket.socket() as bound:
+        if send_buffer is not None:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         bound.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))  # type: ignore[arg-type]
         serving = asyncio.create_task(server._serve([bound]))

@@ -50,6 +50,7 @@ def create_app(
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", text_completions, methods=["POST"]),
             Route("/api/chat", live_chat, methods=["POST"]),
+            Route("/metrics", metrics),
             *page_routes(),
         ],
         middleware=[Middleware(_Guard, api_key=api_key)],

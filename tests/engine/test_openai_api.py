@@ -278,3 +278,10 @@ async def test_health_answers_anybody_and_the_rest_those_with_the_key(tiny_pair:
         assert refused.status_code == 401
         good = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="a key of some length")
         assert len((await good.models.list()).data) == len(MODES)
+
+
+async def test_metrics_are_prometheus_text(server: InProcessServer) -> None:
+    async with httpx.AsyncClient() as http:
+        response = await http.get(f"{server.url}/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert "# TYPE " in response.text
