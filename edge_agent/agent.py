@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from shared.messages import FinishReason, Message, Open, Policy
 from shared.routing import Decision, Route
 from shared.sampling import Sampling
 from shared.session import Origin
+from shared.settings import load
 from shared.shaping import NO_SHAPING, Shaping
 from shared.text import TextStream
 
@@ -137,6 +138,32 @@ class Agent:
             store_folder=default_store_dir(),
             remember_answers=config.remember_answers,
         )
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, *, num_slots: int = 1, **settings: Any) -> AsyncIterator[Agent]:
+        """Load the edge model and connect to the cloud, as far as the mode needs them; closed afterwards.
+
+        Args:
+            num_slots: requests that use the edge model at once; more wait in line.
+            settings: those of `shared.config.EdgeConfig`. They win over DUET_* variables, and these over
+                duet.yaml.
+        Raises:
+            ConfigError, ModelError, CloudUnavailable
+        """
+        from edge_agent.opening import open_agent  # which imports this module
+
+        config, _ = load(EdgeConfig, flags=settings, file=None, file_name="duet.yaml", env_prefix="DUET_")
+        async with open_agent(config, num_slots=num_slots) as agent:
+            yield agent
+
+    async def answer(self, question: str, **options: Any) -> Answer:
+        """Answer one question, and give the whole at its end; see `chat`."""
+        async with aclosing(self.ask(question, **options)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    return event
+        raise AssertionError("every request ends with an answer or an error")
 
     async def ask(self, question: str, **options: Any) -> AsyncGenerator[Event, None]:
         """Answer one question; see `chat`."""

@@ -44,7 +44,6 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/health", health),
-            Route("/metrics", metrics),
             Route("/v1/models", list_models),
             Route("/v1/models/{model}", show_model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
