@@ -75,9 +75,9 @@ def main() -> None:
         "http_path",
         command="python -m benchmarks.http_path",
         title="What HTTP adds to a token",
-        notes=f"`duet-local` streamed by `duet serve` in a process of its own, and the same request to an `Agent`"
-        f" in this one, in turn, {REPEATS} pairs of {NUM_TOKENS} tokens by the edge's 0.5B, prompt cached;"
-        " milliseconds as median (interval), ratio pair by pair. Aim: at most"
+        notes="`duet-local` streamed by `duet serve` in a process of its own, and the same request to an"
+        f" `Agent` in this one, in turn, {REPEATS} pairs of {NUM_TOKENS} tokens by the edge's 0.5B, prompt"
+        " cached; milliseconds as median (interval), ratio pair by pair. Aim: at most"
         f" {ALLOWED - 1:.0%} more for each text.",
         columns=["", "Agent in process, ms", "over HTTP, ms", "ratio"],
         rows=asyncio.run(measure()),

@@ -99,11 +99,12 @@ class TargetStreams:
             CloudError: the stream cannot begin, or breaks.
             InvalidRequest: the target does not know the shaping.
         """
-        remote = self.remote.for_answer()
-        async with aclosing(modes.cloud(remote, request, self.meter)) as steps:
+        async with aclosing(self._traced(self._cloud, request, (), None)) as steps:
             async for step in steps:
                 if step is FinishReason.DRAIN:
-                    raise CloudUnavailable(f"the cloud at {remote.address} left in the middle of the answer")
+                    raise CloudUnavailable(
+                        f"the cloud at {self.remote.address} left in the middle of the answer"
+                    )
                 yield step
 
     def _fastest(
