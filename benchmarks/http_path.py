@@ -15,7 +15,7 @@ from edge_agent import Agent, Message, Text
 
 QUESTION = "Explain why the sky is blue in the day and red in the evening."
 NUM_TOKENS = 64
-REPEATS = 11
+REPEATS = 9
 ALLOWED = 1.05
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,7 +13,13 @@ import openai
 import pytest
 
 from edge_agent.http.completions import MODES
+from protos import wire
+from shared.errors import CloudFailed, InvalidRequest
+from shared.messages import Message, Open
+from shared.sampling import Sampling
+from shared.shaping import NO_SHAPING, Shaping
 from tests.http_server import InProcessServer, in_process_server
+from tests.service import connection, generate, speculate
 from tests.tiny_pair import TinyPair
 
 pytestmark = pytest.mark.engine
@@ -285,3 +292,19 @@ async def test_metrics_are_prometheus_text(server: InProcessServer) -> None:
         response = await http.get(f"{server.url}/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     assert "# TYPE " in response.text
+
+
+async def test_drafts_under_a_shaping_are_refused_and_a_service_that_ignores_it_is_noticed(
+    server: InProcessServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Open(
+        prompt=(Message("user", "hi"),), sampling=Sampling(), seed=1, max_tokens=4,
+        shaping=Shaping(presence_penalty=1.0),
+    )  # fmt: skip
+    async with connection(server.cloud.address) as cloud:
+        with pytest.raises(InvalidRequest, match="presence_penalty cannot be verified"):
+            await speculate(server.edge, cloud, request, 4)
+        # An older service does not know the field.
+        monkeypatch.setattr(wire, "decode_open", lambda _: replace(request, shaping=NO_SHAPING))
+        with pytest.raises(CloudFailed, match="cannot honour presence_penalty"):
+            await generate(cloud, request)
