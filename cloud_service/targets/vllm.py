@@ -177,8 +177,6 @@ class VllmTarget:
     """Implements `base.Target`."""
 
     engine = "vllm"
-    # Grammars need the engine's own tokenizer, which it runs without.
-    shapes = PENALTIES
 
     def __init__(self, config: VllmConfig, text: TextSide) -> None:
         """Starts the engine.
@@ -198,6 +196,9 @@ class VllmTarget:
         """Tokens of one block of the KV cache."""
         self.vocabulary = text.vocabulary
         self.end_token_ids = text.end_token_ids
+        # Grammars need the engine's own tokenizer, which it runs without; an engine that takes drafts refuses
+        # a bias, and draws at another temperature on a CPU.
+        self.shapes = PENALTIES if config.speculative_config is None else frozenset()
         self.streams_noise = _takes_noise(config)
         """Whether sampled text streams from the engine; otherwise each token is a round."""
         self.verification = "rounds"
