@@ -484,7 +484,6 @@ class SpeedController:
         self.end_stream()
         self._predicted_tokens = predicted_tokens
         self._choices = choices
-        self._acceptance.begin()
         self._stream_way = None
         self._consider_probe()
 
@@ -493,6 +492,7 @@ class SpeedController:
         if self._num_stream_tokens:
             self._answer_tokens.add(self._num_stream_tokens)
         self._num_stream_tokens = 0
+        self._acceptance.begin()
 
     def leave_drafts(self) -> None:
         """The cloud would rather write the rest of this answer alone; it may, if its stream may be chosen."""

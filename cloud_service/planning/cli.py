@@ -8,10 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cloud_service.planning.plan import Demand, make_plan
-from cloud_service.planning.report import plan_json, plan_notes, plan_table
-from cloud_service.planning.tables import load_tables
-
 
 def plan(
     model: Annotated[str, typer.Option(help="Target model, as the tables of measurements name it.")],
@@ -39,6 +35,11 @@ def plan(
     Simulates the edges of one GPU event by event on what such a GPU was measured to do (docs/deploy.md says
     how to measure yours), and finds the most edges at which answers are still fast enough.
     """
+    # The simulation is imported here, so that the other commands start without it.
+    from cloud_service.planning.plan import Demand, make_plan
+    from cloud_service.planning.report import plan_json, plan_notes, plan_table
+    from cloud_service.planning.tables import load_tables
+
     measured = load_tables(table).find(model, gpu, scheme)
     demand = Demand(
         num_edges=edges,
