@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -141,7 +142,9 @@ async def _by_ray(
         import ray
     except ImportError:
         raise InvalidSetting("--ray needs Ray; run: pip install 'ray[default]'") from None
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    # Unasked, Ray would join whatever cluster it finds traces of here, also one that is gone.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     try:
         actor: Any = ray.remote(Worker)
         pool = ray.util.ActorPool([actor.remote(plan) for _ in range(num_workers)])
