@@ -114,6 +114,25 @@ def convert(
     typer.echo(f"wrote {folder}; serve it with: duet-cloud serve --target vllm --model {folder}")
 
 
+@app.command()
+def health(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file that the service was started with.", envvar="DUET_CLOUD_CONFIG"),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 2.0,
+) -> None:
+    """Say whether the service on this machine answers: exit code 0, or 5 with a line that says why not."""
+    settings, _ = load(
+        CloudConfig, flags={}, file=config, file_name="duet-cloud.yaml", env_prefix="DUET_CLOUD_"
+    )
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from cloud_service.health import check_health
+
+    check_health(settings, timeout)
+    typer.echo("serving")
+
+
 app.command()(plan)
 
 

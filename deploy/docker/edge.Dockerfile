@@ -29,4 +29,4 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=5m --interval=10s --timeout=3s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=2)"]
 ENTRYPOINT ["duet"]
-CMD ["serve", "--host", "0.0.0.0", "--port", "8080"]
+CMD ["serve", "--host", "0.0.0.0", "--port", "8080", "--serve-insecure"]
