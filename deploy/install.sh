@@ -25,8 +25,10 @@ fail() {
 }
 
 value() {
-  [ $# -ge 2 ] || fail "$1 needs a value; see --help" 2
-  printf '%s' "$2"
+  case ${2:---} in
+    --*) fail "$1 needs a value; see --help" 2 ;;
+    *) printf '%s' "$2" ;;
+  esac
 }
 
 while [ $# -gt 0 ]; do

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, closing
+from contextlib import AbstractAsyncContextManager, aclosing, closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -159,7 +159,7 @@ class Killer:
 
 async def run_under(
     clouds: list[MortalCloud],
-    address: str,
+    connect: Callable[[], AbstractAsyncContextManager[Cloud]],
     pair: TinyPair,
     expected: list[Expected],
     num_kills: int,
@@ -168,7 +168,7 @@ async def run_under(
     """Streams until the services have been killed so many times, then the rest of those that run."""
     tally = Tally()
     killer = Killer(clouds, num_kills, seed)
-    async with loaded_edge(pair.draft_gguf) as edge, connection(address) as cloud:
+    async with loaded_edge(pair.draft_gguf) as edge, connect() as cloud:
 
         async def work(worker: int) -> None:
             i = worker
@@ -194,9 +194,9 @@ async def test_kills_at_random_points_lose_no_token_and_repeat_none(
 ) -> None:
     expected = expected_answers(alone, 24, seed=num_replicas)
     with mortal_clouds(num_replicas, tiny_target(tiny_pair.target_gguf, step_s=STEP_S)) as clouds:
-        address = ",".join(cloud.address for cloud in clouds)
+        connect = partial(connection, ",".join(cloud.address for cloud in clouds))
         began = time.monotonic()
-        tally = await run_under(clouds, address, tiny_pair, expected, num_kills, seed=num_kills)
+        tally = await run_under(clouds, connect, tiny_pair, expected, num_kills, seed=num_kills)
     print(f"{num_kills} kills, {num_replicas} replicas, {time.monotonic() - began:.0f} s: {tally}")
     assert (tally.num_lost, tally.num_twice) == (0, 0)
     assert tally.num_resumed >= num_kills / 2, "most kills hit a running stream"
