@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 _BESIDE_PYTHON = str(Path(sys.executable).parent)
@@ -32,25 +29,3 @@ def output(name: str, *arguments: object, **options: object) -> str:
     done = run(name, *arguments, **options)
     assert done.returncode == 0, f"{name} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-@contextmanager
-def running(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """A process that is ended with the block."""
-    process = subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
