@@ -9,17 +9,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from edge_agent import options
 from edge_agent.evaluation.cli import app as eval_app
 from edge_agent.examples import EXAMPLES
 from edge_agent.models_cli import app as models_app
-from edge_agent.models_cli import model_names
 from edge_agent.opening import model_sha256_of, open_agent, open_all, open_parts, open_router
+from edge_agent.options import help_of
 from edge_agent.show import OriginWriter, PlainWriter, answer_fields, explanation, print_bench, print_decision
 from edge_agent.store_cli import app as store_app
 from shared.config import EdgeConfig
@@ -41,54 +42,34 @@ config_app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Look at t
 app.add_typer(config_app, name="config")
 
 
-def _help(name: str) -> str:
-    return EdgeConfig.model_fields[name].description or ""
-
-
-def _modes(incomplete: str) -> list[str]:
-    return [
-        mode for mode in get_args(EdgeConfig.model_fields["mode"].annotation) if mode.startswith(incomplete)
-    ]
-
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with any setting.", envvar="DUET_CONFIG")
-]
-
-
 @app.command()
 def ask(
-    question: Annotated[str | None, typer.Argument(help="The question; standard input without it.")] = None,
-    config: ConfigFile = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}", autocompletion=_modes),
-    ] = None,
-    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
-    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
-    system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
-    max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
-    temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,
-    top_k: Annotated[int | None, typer.Option(help=_help("top_k"))] = None,
-    top_p: Annotated[float | None, typer.Option(help=_help("top_p"))] = None,
-    min_p: Annotated[float | None, typer.Option(help=_help("min_p"))] = None,
-    seed: Annotated[int | None, typer.Option(help=_help("seed"))] = None,
-    stop: Annotated[list[str] | None, typer.Option(help=f"{_help('stop')} Repeatable.")] = None,
-    max_draft_tokens: Annotated[int | None, typer.Option(help=_help("max_draft_tokens"))] = None,
+    question: options.Question = None,
+    config: options.ConfigFile = None,
+    mode: options.Mode = None,
+    cloud: options.Cloud = None,
+    tls_ca: options.TlsCa = None,
+    insecure: options.Insecure = None,
+    model: options.Model = None,
+    system: options.System = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_k: Annotated[int | None, typer.Option(help=help_of("top_k"))] = None,
+    top_p: Annotated[float | None, typer.Option(help=help_of("top_p"))] = None,
+    min_p: Annotated[float | None, typer.Option(help=help_of("min_p"))] = None,
+    seed: options.Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help=f"{help_of('stop')} Repeatable.")] = None,
+    max_draft_tokens: Annotated[int | None, typer.Option(help=help_of("max_draft_tokens"))] = None,
     proactive: Annotated[
-        bool | None, typer.Option("--proactive/--no-proactive", help=_help("proactive"))
+        bool | None, typer.Option("--proactive/--no-proactive", help=help_of("proactive"))
     ] = None,
-    max_in_flight_tokens: Annotated[int | None, typer.Option(help=_help("max_in_flight_tokens"))] = None,
-    acceptance_threshold: Annotated[float | None, typer.Option(help=_help("acceptance_threshold"))] = None,
-    policy: Annotated[str | None, typer.Option(help=_help("policy"))] = None,
-    fallback_threshold: Annotated[float | None, typer.Option(help=_help("fallback_threshold"))] = None,
-    rollback_threshold: Annotated[float | None, typer.Option(help=_help("rollback_threshold"))] = None,
-    drafters: Annotated[
-        list[str] | None, typer.Option("--drafter", help=f"{_help('drafters')} Repeatable.")
-    ] = None,
-    private: Annotated[bool | None, typer.Option("--private", help=_help("private"))] = None,
+    max_in_flight_tokens: Annotated[int | None, typer.Option(help=help_of("max_in_flight_tokens"))] = None,
+    acceptance_threshold: Annotated[float | None, typer.Option(help=help_of("acceptance_threshold"))] = None,
+    policy: Annotated[str | None, typer.Option(help=help_of("policy"))] = None,
+    fallback_threshold: Annotated[float | None, typer.Option(help=help_of("fallback_threshold"))] = None,
+    rollback_threshold: Annotated[float | None, typer.Option(help=help_of("rollback_threshold"))] = None,
+    drafters: options.Drafters = None,
+    private: options.Private = None,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour text by who made it.")] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say on standard error why the answer was made so.")
@@ -114,24 +95,19 @@ def ask(
 
 @app.command()
 def chat(
-    config: ConfigFile = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}", autocompletion=_modes),
-    ] = None,
-    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
-    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
-    system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
-    max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
-    temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,
-    seed: Annotated[int | None, typer.Option(help=_help("seed"))] = None,
-    drafters: Annotated[
-        list[str] | None, typer.Option("--drafter", help=f"{_help('drafters')} Repeatable.")
-    ] = None,
+    config: options.ConfigFile = None,
+    mode: options.Mode = None,
+    cloud: options.Cloud = None,
+    tls_ca: options.TlsCa = None,
+    insecure: options.Insecure = None,
+    model: options.Model = None,
+    system: options.System = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    drafters: options.Drafters = None,
     private: Annotated[
-        bool | None, typer.Option("--private", help=f"{_help('private')} Nor is the chat kept on disk.")
+        bool | None, typer.Option("--private", help=f"{help_of('private')} Nor is the chat kept on disk.")
     ] = None,
 ) -> None:
     """Chat at the terminal: drafts are dim until the target has confirmed them.
@@ -170,17 +146,17 @@ async def _chat(settings: EdgeConfig) -> int:
 
 @app.command()
 def route(
-    question: Annotated[str | None, typer.Argument(help="The question; standard input without it.")] = None,
-    config: ConfigFile = None,
-    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
-    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
-    system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
-    cloud_threshold: Annotated[float | None, typer.Option(help=_help("cloud_threshold"))] = None,
-    private: Annotated[bool | None, typer.Option("--private", help=_help("private"))] = None,
+    question: options.Question = None,
+    config: options.ConfigFile = None,
+    cloud: options.Cloud = None,
+    tls_ca: options.TlsCa = None,
+    insecure: options.Insecure = None,
+    model: options.Model = None,
+    system: options.System = None,
+    cloud_threshold: Annotated[float | None, typer.Option(help=help_of("cloud_threshold"))] = None,
+    private: options.Private = None,
     all_probes: Annotated[bool, typer.Option("--all-probes", help="Ask every probe, to compare.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say who would answer a question, and why; answers nothing."""
     flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
@@ -222,8 +198,8 @@ def calibrate(
             help="Blend in the question's length and shape; without, for questions unlike the results'.",
         ),
     ] = True,
-    config: ConfigFile = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
+    config: options.ConfigFile = None,
+    model: options.Model = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write; the user's own for the model otherwise.")
     ] = None,
@@ -279,16 +255,16 @@ async def _calibrate(
 
 @app.command()
 def bench(
-    config: ConfigFile = None,
-    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
-    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
+    config: options.ConfigFile = None,
+    cloud: options.Cloud = None,
+    tls_ca: options.TlsCa = None,
+    insecure: options.Insecure = None,
+    model: options.Model = None,
     acceptance_rate: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of draft tokens accepted, for the forecast.")
     ] = 0.8,
     local: Annotated[bool, typer.Option("--local", help="Measure this machine only, no cloud.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure drafting here, the link and the cloud's verification, and say what to expect of them.
 
@@ -313,16 +289,13 @@ async def _bench(settings: EdgeConfig, acceptance_rate: float, *, as_json: bool)
 
 @app.command()
 def doctor(
-    config: ConfigFile = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help=f"auto, local, cloud or speculate. {_help('mode')}", autocompletion=_modes),
-    ] = None,
-    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
-    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    config: options.ConfigFile = None,
+    mode: options.Mode = None,
+    cloud: options.Cloud = None,
+    tls_ca: options.TlsCa = None,
+    insecure: options.Insecure = None,
+    model: options.Model = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check this machine, the model and the cloud, measure them, and say what auto will do.
 
@@ -349,19 +322,19 @@ def doctor(
 
 @app.command("serve")
 def serve_http(
-    config: ConfigFile = None,
-    host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
-    port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
-    cloud: Annotated[str | None, typer.Option(help=_help("cloud"))] = None,
-    tls_ca: Annotated[str | None, typer.Option(help=_help("tls_ca"))] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help=_help("insecure"))] = None,
-    model: Annotated[str | None, typer.Option(help=_help("model"), autocompletion=model_names)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help=_help("max_tokens"))] = None,
-    threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
-    tls_cert: Annotated[str | None, typer.Option(help=_help("tls_cert"))] = None,
-    tls_key: Annotated[str | None, typer.Option(help=_help("tls_key"))] = None,
+    config: options.ConfigFile = None,
+    host: Annotated[str | None, typer.Option(help=help_of("host"))] = None,
+    port: Annotated[int | None, typer.Option(help=help_of("port"))] = None,
+    cloud: options.Cloud = None,
+    tls_ca: options.TlsCa = None,
+    insecure: options.Insecure = None,
+    model: options.Model = None,
+    max_tokens: options.MaxTokens = None,
+    threads: Annotated[int | None, typer.Option(help=help_of("threads"))] = None,
+    tls_cert: Annotated[str | None, typer.Option(help=help_of("tls_cert"))] = None,
+    tls_key: Annotated[str | None, typer.Option(help=help_of("tls_key"))] = None,
     serve_insecure: Annotated[
-        bool | None, typer.Option("--serve-insecure", help=_help("serve_insecure"))
+        bool | None, typer.Option("--serve-insecure", help=help_of("serve_insecure"))
     ] = None,
 ) -> None:
     """Serve OpenAI's API and a web page to apps on this machine, or on others.
@@ -376,7 +349,7 @@ def serve_http(
 
 
 @config_app.command("show")
-def show_config(config: ConfigFile = None) -> None:
+def show_config(config: options.ConfigFile = None) -> None:
     """Print every setting in force and where it comes from."""
     settings, origin = _load({}, config)
     table = Table("setting", "value", "from", box=None)
