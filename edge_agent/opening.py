@@ -42,9 +42,8 @@ async def open_parts(
         cloud = None
         if settings.mode != "local":
             cloud = await stack.enter_async_context(Cloud.of(settings))
-            if (
-                settings.mode != "auto"
-            ):  # which does without a cloud, and asks for none if the prompt is private
+            # `auto` does without a cloud, and asks for none if the prompt is private.
+            if settings.mode != "auto":
                 await cloud.check()  # before a model is pulled for nothing
         if settings.mode != "cloud" and "model" in settings.drafters:
             with pull_progress() as progress:

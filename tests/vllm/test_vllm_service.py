@@ -6,6 +6,7 @@ import json
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,5 +183,7 @@ async def generate_on_a_dying_engine(cloud: Cloud, request: Open, service: Runni
 
 def kill_engine(service: RunningServer) -> None:
     for child in psutil.Process(service.process.pid).children(recursive=True):
-        if "resource_tracker" not in " ".join(child.cmdline()):
-            child.kill()
+        # Tokens that were under way come after the first kill, when the engine is gone or waits to be reaped.
+        with suppress(psutil.NoSuchProcess):
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
