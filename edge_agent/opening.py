@@ -103,6 +103,4 @@ def _router(edge: EdgeModel, cloud: Cloud, settings: EdgeConfig, *, every: bool)
 
 def model_sha256_of(settings: EdgeConfig) -> str:
     """Of the edge model's file."""
-    from edge_agent.routing.calibration import model_sha256
-
-    return model_sha256(resolve(settings.model, Registry.load()))
+    return resolve(settings.model, Registry.load()).sha256

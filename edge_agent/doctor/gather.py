@@ -19,12 +19,12 @@ from edge_agent.doctor.facts import CloudFacts, EngineFacts, Facts, ModelFacts, 
 from edge_agent.edge_model import EdgeModel
 from edge_agent.opening import open_parts
 from edge_agent.remote import Cloud
-from edge_agent.routing.calibration import Calibration, file_sha256, find_calibration
+from edge_agent.routing.calibration import Calibration, find_calibration
 from edge_agent.routing.router import limits_of
 from shared.addresses import host_of
 from shared.config import EdgeConfig
 from shared.errors import DuetError, VocabularyMismatch
-from shared.models import ModelCache, Registry, default_cache_dir, resolve
+from shared.models import ModelCache, Registry, default_cache_dir, file_sha256, resolve
 from shared.routing import Decision, Link, decide
 from shared.vocab import ids_to_mask
 

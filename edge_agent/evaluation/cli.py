@@ -222,7 +222,6 @@ def _run(
     from edge_agent.evaluation.collect import collect
     from edge_agent.evaluation.items import items_sha256, load_items
     from edge_agent.evaluation.runs import Run, about_this_machine
-    from edge_agent.routing.calibration import model_sha256
     from shared.models import Registry, resolve
     from shared.terminal import pull_progress
 
@@ -235,7 +234,7 @@ def _run(
         "experiment": plan.experiment,
         "data": Path(data).name,
         "items_sha256": items_sha256(items),
-        "edge": {"model": resolved.name, "sha256": model_sha256(resolved)},
+        "edge": {"model": resolved.name, "sha256": resolved.sha256},
         **plan.identity(),
     }
     with Run.open(out, identity, about_this_machine()) as run:

@@ -6,7 +6,6 @@ it was made for and its hash, and is refused for any other.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_agent.routing.probes import SHAPE_FEATURES
 from shared.errors import InvalidRequest, InvalidSetting
-from shared.models import ResolvedModel
 
 VERSION = 2
 MIN_QUESTIONS = 40
@@ -123,20 +121,6 @@ def load_calibration(path: Path) -> Calibration:
         raise InvalidSetting(
             f"the calibration {path} cannot be read: {error}; see `duet calibrate`"
         ) from None
-
-
-def model_sha256(model: ResolvedModel) -> str:
-    """The registered hash, which a pulled file was checked against, or a file's own."""
-    known = model.entry.sha256 if model.entry else None
-    return known or file_sha256(model.path)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
 
 
 def _checked(calibration: Calibration, where: str, model: str, sha256: str) -> Calibration:

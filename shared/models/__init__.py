@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.models.cache import ModelCache, ResolvedModel, default_cache_dir, resolve
+from shared.models.cache import ModelCache, ResolvedModel, default_cache_dir, file_sha256, resolve
 from shared.models.registry import ModelEntry, Registry
 from shared.models.sources import Progress
 from shared.models.weights import ResolvedWeights, resolve_weights
@@ -15,6 +15,7 @@ __all__ = [
     "ResolvedModel",
     "ResolvedWeights",
     "default_cache_dir",
+    "file_sha256",
     "resolve",
     "resolve_weights",
 ]

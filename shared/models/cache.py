@@ -42,6 +42,21 @@ class ResolvedModel:
     entry: ModelEntry | None
     """None for a file that is not of the registry."""
 
+    @property
+    def sha256(self) -> str:
+        """The registered hash, which a pulled file was checked against, or the file's own, read for it."""
+        known = self.entry.sha256 if self.entry else None
+        return known or file_sha256(self.path)
+
+
+def file_sha256(path: Path) -> str:
+    """In hexadecimal; reads the whole file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
 
 def default_cache_dir() -> Path:
     """The folder that DUET_CACHE_DIR names, else `models` in the platform's cache folder of duet."""

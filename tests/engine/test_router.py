@@ -16,7 +16,7 @@ import pytest
 
 from edge_agent.agent import Agent
 from edge_agent.edge_model import PROBE_SEQUENCES, EdgeModel
-from edge_agent.routing.calibration import Calibration, file_sha256
+from edge_agent.routing.calibration import Calibration
 from edge_agent.routing.probes import Said, all_probes, default_probes
 from edge_agent.routing.reading import QuestionReader
 from edge_agent.routing.router import load_router
@@ -26,6 +26,7 @@ from shared.errors import EXIT_INTERRUPTED, TABLE, DuetError, InvalidRequest, In
 from shared.events import Answer, Event, Notice, Text
 from shared.llama import Extension, LlamaContext, LlamaModel
 from shared.messages import Message, Open
+from shared.models import file_sha256
 from shared.routing import WATCH_TOKENS
 from shared.sampling import Sampling
 from shared.session import Origin

@@ -13,7 +13,6 @@ from edge_agent.routing.calibration import (
     Calibration,
     Result,
     Written,
-    file_sha256,
     find_calibration,
     fit,
     load_calibration,
@@ -22,7 +21,7 @@ from edge_agent.routing.calibration import (
 )
 from shared.config import DEFAULT_DRAFT
 from shared.errors import InvalidRequest, InvalidSetting
-from shared.models import Registry
+from shared.models import Registry, file_sha256
 
 SHA = "ab" * 32
 
