@@ -61,6 +61,7 @@ def serve(
     lossy_policies: Annotated[
         bool | None, typer.Option("--lossy-policies/--no-lossy-policies", help=_help("lossy_policies"))
     ] = None,
+    judge_head: Annotated[str | None, typer.Option(help=_help("judge_head"))] = None,
     cache_type: Annotated[str | None, typer.Option(help=_help("cache_type"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     gpu_layers: Annotated[int | None, typer.Option(help=_help("gpu_layers"))] = None,

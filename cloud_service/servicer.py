@@ -164,7 +164,12 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         self._target = target
         self._guards = guards
         self._log_texts = log_texts
-        self._policies = list(Policy) if lossy_policies else [Policy.LOSSLESS]
+        self._policies = [
+            policy
+            for policy in Policy
+            if policy is Policy.LOSSLESS
+            or (lossy_policies and (policy is not Policy.JUDGE or target.judge_head is not None))
+        ]
         self._max_draft_tokens = max_draft_tokens
         self._streams: set[_Stream] = set()
         self._all_ended = asyncio.Event()
@@ -378,6 +383,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             max_draft_tokens=max_draft_tokens,
             end_token_ids=target.end_token_ids,
             legal_token_ids=target.vocabulary.legal_ids,
+            policy=policy,
             rollback_threshold=rollback_threshold,
         )
         return _Stream(call, request, opened, session)
@@ -409,20 +415,28 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                         call.waits_for(Phase.TARGET)
                         continue
                     self._guards.quotas.check(call.caller.accounts)
-                    text = stream.text
-                    text += round_.token_ids[: round_.num_positions - 1]  # the last one's row is not read
+                    num_judged = len(round_.token_ids) if session.needs_judgements else 0
+                    # The target reads a token to judge it; otherwise the row behind a last one may be unread.
+                    num_rows = max(round_.num_positions, num_judged + 1)
                     scores = await sequence.score(
-                        text,
-                        num_rows=round_.num_positions,
+                        [*stream.text, *round_.token_ids[: num_rows - 1]],
+                        num_rows=num_rows,
                         width=request.sampling.row_width,
                         proposed=round_.token_ids if session.needs_logprobs else None,
+                        num_judged=num_judged,
                     )
-                    self._guards.quotas.spend(call.caller.accounts, round_.num_positions)
+                    self._guards.quotas.spend(call.caller.accounts, num_rows)
                     stream.num_computed_tokens = sequence.num_computed_tokens
                     targets = draw(scores.rows, request.sampling, request.seed, round_.start).tolist()
                     if session.done:
                         break  # handed back while the target worked
-                    verdict = session.judge(round_, targets, scores.timings, logprobs=scores.logprobs)
+                    verdict = session.judge(
+                        round_,
+                        targets,
+                        scores.timings,
+                        logprobs=scores.logprobs,
+                        acceptable=scores.acceptable,
+                    )
                     verdict = replace(verdict, stream_instead=not sequence.drafts_pay)
                     self._count(stream, verdict)
                     await call.write(pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict)))

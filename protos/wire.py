@@ -34,7 +34,11 @@ _FINISH = {
     FinishReason.DRAIN: pb2.FINISH_REASON_DRAIN,
 }
 _FINISH_BACK = {wire: reason for reason, wire in _FINISH.items()}
-POLICY = {Policy.LOSSLESS: pb2.POLICY_LOSSLESS, Policy.BILD: pb2.POLICY_BILD}
+POLICY = {
+    Policy.LOSSLESS: pb2.POLICY_LOSSLESS,
+    Policy.BILD: pb2.POLICY_BILD,
+    Policy.JUDGE: pb2.POLICY_JUDGE,
+}
 _POLICY_BACK = {wire: policy for policy, wire in POLICY.items()} | {pb2.POLICY_UNSPECIFIED: Policy.LOSSLESS}
 _KIND = {
     TokenKind.PADDING: pb2.TOKEN_KIND_UNSPECIFIED,

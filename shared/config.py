@@ -127,7 +127,8 @@ class EdgeConfig(_Settings):
     acceptance_threshold: float = Field(0.0, ge=0.0, le=1.0)
     """A draft ends where all that is unverified would stand with less probability than this; 0 never."""
     policy: Policy = Policy.LOSSLESS
-    """How the cloud verifies drafts: lossless gives its own text; bild keeps drafts that it finds likely."""
+    """How the cloud verifies drafts: lossless gives its own text; bild keeps drafts that it finds likely,
+    judge those that its judge head finds right."""
     fallback_threshold: float = Field(0.0, ge=0.0, le=1.0)
     """A draft ends where the edge's likeliest token is below this probability; 0 never."""
     rollback_threshold: float = Field(DEFAULT_ROLLBACK_THRESHOLD, gt=0.0, allow_inf_nan=False)
@@ -316,6 +317,8 @@ class CloudConfig(_Settings):
     """The longest single draft that is taken."""
     lossy_policies: bool = True
     """Streams may ask for a policy that is not lossless; otherwise all get lossless, and are told so."""
+    judge_head: str | None = None
+    """File made by `duet-cloud judge train`; streams may ask for policy judge then (llama-cpp)."""
     cache_type: CacheType = "f16"
     """Type of the KV cache."""
     threads: int | None = Field(None, ge=1)

@@ -28,6 +28,8 @@ class Policy(str, Enum):
     """Tokens that are the target's own stand."""
     BILD = "bild"
     """Tokens that the target finds likely enough stand."""
+    JUDGE = "judge"
+    """Tokens that a linear head on the target's hidden states finds right stand."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 
 DEFAULT_ROLLBACK_THRESHOLD = 3.0
 """Nats, alpha_RB of BiLD: a draft token stands where the target gives it 5% or more."""
@@ -36,6 +37,30 @@ def num_accepted(draft_ids: Sequence[int], target_ids: Sequence[int]) -> int:
     if len(target_ids) < len(draft_ids):
         raise ValueError(f"{len(draft_ids)} draft tokens but {len(target_ids)} target tokens")
     return len(draft_ids)
+
+
+def num_judged(draft_ids: Sequence[int], target_ids: Sequence[int], acceptable: Sequence[bool] | Bool) -> int:
+    """Count the draft tokens that stand under `judge`: those of the target's own or judged right, up to the
+    first that is neither (Bachmann et al. 2025, Judge Decoding, arXiv:2501.19309). Lossy.
+
+    Args:
+        draft_ids: [num_draft_tokens]
+        target_ids: [>= num_draft_tokens], as in `num_accepted`.
+        acceptable: [num_draft_tokens], whether the judge finds each draft token right.
+    Raises:
+        ValueError: the lengths differ.
+
+    >>> num_judged([5, 6, 7], [5, 9, 8], [False, True, False])
+    2
+    """
+    if len(target_ids) < len(draft_ids) or len(acceptable) != len(draft_ids):
+        raise ValueError(
+            f"{len(draft_ids)} draft tokens but {len(target_ids)} target tokens"
+            f" and {len(acceptable)} judgements"
+        )
+    own = np.array(draft_ids, np.int64) == np.array(target_ids[: len(draft_ids)], np.int64)
+    refused = np.flatnonzero(~(own | np.array(acceptable, np.bool_)))
+    return int(refused[0]) if refused.size else len(draft_ids)
 
 
 def first_rollback(target_logprobs: Float, threshold: float) -> int | None:

@@ -23,9 +23,11 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import numpy as np
+
 from shared.errors import FutureEpoch, InvalidDraft, UnexpectedMessage
-from shared.messages import NO_TIMINGS, Draft, Finished, FinishReason, Opened, Timings, Verdict
-from shared.policies import Float, num_accepted, num_tolerated
+from shared.messages import NO_TIMINGS, Draft, Finished, FinishReason, Opened, Policy, Timings, Verdict
+from shared.policies import Bool, Float, num_accepted, num_judged, num_tolerated
 
 
 class Origin(str, Enum):
@@ -298,6 +300,7 @@ class CloudSession:
         max_draft_tokens: int,
         end_token_ids: frozenset[int],
         legal_token_ids: Container[int],
+        policy: Policy = Policy.LOSSLESS,
         rollback_threshold: float | None = None,
     ) -> None:
         """
@@ -306,7 +309,7 @@ class CloudSession:
             max_tokens: completion tokens at most, committed ones included.
             max_draft_tokens: per draft message.
             legal_token_ids: ids that a draft may propose.
-            rollback_threshold: nats, of policy `bild`; None is `lossless`.
+            rollback_threshold: nats, of policy `bild`.
         """
         self.state = CloudState.LISTENING
         self.epoch = 0
@@ -317,6 +320,7 @@ class CloudSession:
         self._max_draft_tokens = max_draft_tokens
         self._end_token_ids = end_token_ids
         self._legal_token_ids = legal_token_ids
+        self._policy = policy
         self._rollback_threshold = rollback_threshold
         self._waiting: deque[Draft] = deque()
         self._admitted: dict[int, Draft] = {}
@@ -368,7 +372,12 @@ class CloudSession:
     @property
     def needs_logprobs(self) -> bool:
         """Whether `judge` asks how likely the draft tokens are."""
-        return self._rollback_threshold is not None
+        return self._policy is Policy.BILD
+
+    @property
+    def needs_judgements(self) -> bool:
+        """Whether `judge` asks what the target's judge head says of the draft tokens."""
+        return self._policy is Policy.JUDGE
 
     def judge(
         self,
@@ -377,6 +386,7 @@ class CloudSession:
         timings: Timings = NO_TIMINGS,
         *,
         logprobs: Float | None = None,
+        acceptable: Bool | None = None,
     ) -> Verdict:
         """Decide a round.
 
@@ -385,13 +395,10 @@ class CloudSession:
                 `lossless` they may end after the first that differs from the draft.
             logprobs: [len(round_.token_ids)], nats, the target's own of the draft tokens, before any sampling
                 setting; where the session `needs_logprobs`.
+            acceptable: [len(round_.token_ids)], what the judge head says; where it `needs_judgements`.
         """
         self.num_rounds += 1
-        if self._rollback_threshold is None:
-            accepted = num_accepted(round_.token_ids, target_ids)
-        else:
-            assert logprobs is not None, "policy bild judges by log-probabilities"
-            accepted = num_tolerated(round_.token_ids, target_ids, logprobs, self._rollback_threshold)
+        accepted = self._num_standing(round_, target_ids, logprobs, acceptable)
         rejected = accepted < len(round_.token_ids)
         next_token = int(target_ids[accepted]) if rejected or round_.bonus else None
         self.committed += round_.token_ids[:accepted]
@@ -407,6 +414,20 @@ class CloudSession:
         self._move(CloudEvent.VERDICT_LEAVES_DRAFTS if self._waiting else CloudEvent.VERDICT_SETTLES_ALL)
         self._finish_if_complete()
         return Verdict(self.epoch, round_.start, round_.num_answered, accepted, next_token, timings)
+
+    def _num_standing(
+        self, round_: Round, target_ids: Sequence[int], logprobs: Float | None, acceptable: Bool | None
+    ) -> int:
+        if self._policy is Policy.BILD:
+            assert logprobs is not None, "policy bild judges by log-probabilities"
+            assert self._rollback_threshold is not None, "and by a threshold"
+            return num_tolerated(round_.token_ids, target_ids, logprobs, self._rollback_threshold)
+        if self._policy is Policy.JUDGE:
+            assert acceptable is not None, "policy judge judges by the target's head"
+            # No later token could mend an answer that ends too early: only the target ends it.
+            ends = np.array([token in self._end_token_ids for token in round_.token_ids], np.bool_)
+            return num_judged(round_.token_ids, target_ids, acceptable & ~ends)
+        return num_accepted(round_.token_ids, target_ids)
 
     def append(self, target_ids: Sequence[int]) -> tuple[int, ...]:
         """Commit tokens that the target made on its own (mode `cloud`): as many as ends and limits allow."""

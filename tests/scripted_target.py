@@ -26,6 +26,7 @@ class ScriptedTarget:
     verification = "rounds"
     max_streams = 256
     shapes: frozenset[str] = frozenset()
+    judge_head = None
     name = "script"
     end_token_ids = frozenset({0})
 
@@ -89,7 +90,13 @@ class ScriptedSequence:
         self._logprob = np.log(probability)
 
     async def score(
-        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None = None,
+        num_judged: int = 0,
     ) -> Scores:
         first = len(token_ids) - num_rows + 1
         self._target.scored.append(tuple(token_ids[first:]))

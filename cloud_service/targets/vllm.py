@@ -177,6 +177,7 @@ class VllmTarget:
     """Implements `base.Target`."""
 
     engine = "vllm"
+    judge_head = None
 
     def __init__(self, config: VllmConfig, text: TextSide) -> None:
         """Starts the engine.
@@ -315,7 +316,13 @@ class VllmSequence:
         self.drafts_pay = True
 
     async def score(
-        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None = None,
+        num_judged: int = 0,
     ) -> Scores:
         """See `base.TargetSequence`. What is proposed after the text's last token, or where the row is known
         from the round before, is looked for in the row, which is asked for at its widest."""

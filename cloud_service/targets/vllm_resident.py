@@ -276,7 +276,13 @@ class ResidentSequence:
         self._num_drafted = self._num_made = 0.0
 
     async def score(
-        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None = None,
+        num_judged: int = 0,
     ) -> Scores:
         """See `base.TargetSequence`. A greedy stream's rows end with the first that is not the draft's."""
         if width > 1 or proposed is not None:

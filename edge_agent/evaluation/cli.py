@@ -156,7 +156,12 @@ def speculation(
     plan = SpeculationPlan(
         config=settings,
         cloud=asyncio.run(_cloud_spec(settings, 1, patience)),
-        settings=grid(policy or list(Policy), draft_tokens or [4, 8], fallback or [0.0], rollback or [3.0]),
+        settings=grid(
+            policy or [Policy.LOSSLESS, Policy.BILD],
+            draft_tokens or [4, 8],
+            fallback or [0.0],
+            rollback or [3.0],
+        ),
     )
     _run(plan, settings, data, limit, out, 1, ray=False)
 

@@ -43,6 +43,8 @@ class Extension:
     sequence: int
     token_ids: Sequence[int]
     num_rows: int
+    wants_hidden: bool = False
+    """Whether the hidden states of those positions are read too: `LlamaContext.hidden_states`."""
 
 
 class LlamaContext:
@@ -95,13 +97,19 @@ class LlamaContext:
         self.cached: list[list[int]] = [[] for _ in range(num_sequences)]
         self.num_decoded_tokens = 0
         """Tokens evaluated since the start: the cost of everything done here."""
+        self.hidden_size = int(llama_cpp.llama_model_n_embd_out(model.handle))
+        """Width of a hidden state."""
         self._abort_flag = ctypes.create_string_buffer(2)
+        self._gives_hidden = False
+        self._rows: list[range] = []
+        """Where in the last batch the rows of each extension are."""
 
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = cache_tokens
         params.n_batch = params.n_ubatch = max_batch_tokens
         params.n_outputs_max = self.max_rows
         params.n_seq_max = num_sequences
+        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE  # hidden states of single tokens
         self.num_threads = threads or _available_cores()
         params.n_threads = params.n_threads_batch = self.num_threads
         params.type_k = params.type_v = _GGML_TYPES[cache_type]
@@ -183,7 +191,8 @@ class LlamaContext:
         """Evaluate extensions of several sequences in one pass over the weights.
 
         Args:
-            work: at most one entry per sequence, `max_batch_tokens` tokens and `max_rows` rows in all.
+            work: at most one entry per sequence, `max_batch_tokens` tokens and `max_rows` rows in all. Where
+                one wants hidden states, each token counts as a row.
         Returns:
             For each entry, `num_rows` rows of logits [vocabulary_size], -inf for padding ids. They are
             views into llama.cpp's buffer: read them before the next `decode`.
@@ -193,24 +202,42 @@ class LlamaContext:
             ValueError: too much work for one batch.
         """
         num_tokens, num_rows = sum(len(w.token_ids) for w in work), sum(w.num_rows for w in work)
+        gives_hidden = any(w.wants_hidden for w in work)
+        if gives_hidden:  # llama.cpp puts out every token then
+            num_rows = num_tokens
         if num_tokens > self.max_batch_tokens or num_rows > self.max_rows:
             raise ValueError(
                 f"{num_tokens} tokens and {num_rows} rows, but a batch holds"
                 f" {self.max_batch_tokens} and {self.max_rows}"
             )
         self._fill_batch(work)
+        if gives_hidden is not self._gives_hidden:
+            llama_cpp.llama_set_embeddings(self._handle, gives_hidden)
+            self._gives_hidden = gives_hidden
         forget_engine_errors()
         status = llama_cpp.llama_decode(self._handle, self._batch)
         if status != 0:
             self._undo(work, status)
-        rows: list[list[NDArray[np.float32]]] = []
+        self._rows = []
         end = 0
         for item in work:
             end += len(item.token_ids)
-            rows.append([self._row(i) for i in range(end - item.num_rows, end)])
+            self._rows.append(range(end - item.num_rows, end))
             self.cached[item.sequence] += item.token_ids
         self.num_decoded_tokens += end
-        return rows
+        return [[self._row(i) for i in rows] for rows in self._rows]
+
+    def hidden_states(self, index: int) -> NDArray[np.float32]:
+        """What the model's last layer, normalised, holds at the rows of one entry of the last `decode`.
+
+        Args:
+            index: of an entry that `wants_hidden`.
+        Returns:
+            [num_rows, hidden_size], a copy.
+        """
+        pointers = (llama_cpp.llama_get_embeddings_ith(self._handle, i) for i in self._rows[index])
+        states = [np.ctypeslib.as_array(pointer, shape=(self.hidden_size,)) for pointer in pointers]
+        return np.array(states, np.float32).reshape(-1, self.hidden_size)
 
     def extend(self, sequence: int, token_ids: Sequence[int], num_rows: int) -> list[NDArray[np.float32]]:
         """`decode` for one sequence, in as many batches as it takes.

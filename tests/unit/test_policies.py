@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.policies import first_rollback, num_accepted, num_tolerated
+from shared.policies import first_rollback, num_accepted, num_judged, num_tolerated
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,27 @@ def test_an_unlikely_token_that_is_the_targets_own_stands():
 def test_a_draft_that_was_not_judged_whole_is_refused(target, logprobs):
     with pytest.raises(ValueError, match="2 draft tokens but"):
         num_tolerated([5, 6], target, np.array(logprobs), threshold=3.0)
+
+
+# Policy judge
+
+
+@given(tokens, st.data())
+def test_a_token_stands_where_it_is_the_targets_own_or_the_judge_accepts_it(draft, data):
+    target = data.draw(st.lists(st.integers(0, 2), min_size=len(draft), max_size=7))
+    acceptable = data.draw(st.lists(st.booleans(), min_size=len(draft), max_size=len(draft)))
+    stands = [drafted == own or right for drafted, own, right in zip(draft, target, acceptable, strict=False)]
+    count = num_judged(draft, target, acceptable)
+    assert all(stands[:count])
+    assert count == len(draft) or not stands[count]
+    assert num_judged(draft, target, [False] * len(draft)) == num_accepted(draft, target) <= count
+    assert num_judged(draft, target, [True] * len(draft)) == len(draft)
+
+
+@pytest.mark.parametrize(("target", "acceptable"), [([5], [True, True]), ([5, 6], [True])])
+def test_a_draft_of_which_tokens_were_not_judged_is_refused(target, acceptable):
+    with pytest.raises(ValueError, match="2 draft tokens but"):
+        num_judged([5, 6], target, acceptable)
 
 
 @st.composite

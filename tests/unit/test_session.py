@@ -6,20 +6,23 @@ import numpy as np
 import pytest
 
 from shared.errors import FutureEpoch, InvalidDraft, UnexpectedMessage
-from shared.messages import Draft, FinishReason, Opened, Verdict
+from shared.messages import Draft, FinishReason, Opened, Policy, Verdict
 from shared.sampling import Sampling
 from shared.session import Admission, CloudSession, CloudState, EdgeSession, EdgeState, Origin
 
 END = 99
 
 
-def cloud(committed=(), max_tokens=100, max_draft_tokens=8, rollback_threshold=None) -> CloudSession:
+def cloud(
+    committed=(), max_tokens=100, max_draft_tokens=8, policy=Policy.LOSSLESS, rollback_threshold=None
+) -> CloudSession:
     return CloudSession(
         committed=committed,
         max_tokens=max_tokens,
         max_draft_tokens=max_draft_tokens,
         end_token_ids=frozenset({END}),
         legal_token_ids=range(100),
+        policy=policy,
         rollback_threshold=rollback_threshold,
     )
 
@@ -156,7 +159,7 @@ def test_a_resume_of_a_whole_answer_is_done_at_once():
 
 
 def test_a_token_that_the_target_finds_likely_enough_stands_and_the_bonus_follows_it():
-    session = cloud(rollback_threshold=3.0)
+    session = cloud(policy=Policy.BILD, rollback_threshold=3.0)
     assert session.needs_logprobs
     session.receive(Draft(0, 0, (1, 2), more=False))
     verdict = session.judge(session.next_round(), [1, 9, 3], logprobs=np.array([-0.1, -2.9]))
@@ -165,7 +168,7 @@ def test_a_token_that_the_target_finds_likely_enough_stands_and_the_bonus_follow
 
 
 def test_a_token_too_far_from_the_target_is_rolled_back_to_the_targets_own():
-    session = cloud(rollback_threshold=3.0)
+    session = cloud(policy=Policy.BILD, rollback_threshold=3.0)
     session.receive(Draft(0, 0, (1, 2, 3), more=False))
     verdict = session.judge(session.next_round(), [8, 9, 3, 4], logprobs=np.array([-2.0, -3.1, -0.1]))
     assert verdict == Verdict(1, 0, 3, 1, 9)
@@ -173,7 +176,7 @@ def test_a_token_too_far_from_the_target_is_rolled_back_to_the_targets_own():
 
 
 def test_drafts_in_flight_behind_a_tolerated_one_are_judged_together_and_voided_by_a_rollback():
-    session = cloud(rollback_threshold=3.0)
+    session = cloud(policy=Policy.BILD, rollback_threshold=3.0)
     session.receive(Draft(0, 0, (1, 2), more=True))
     first = session.next_round()
     session.receive(Draft(0, 2, (3,), more=True))
@@ -191,15 +194,48 @@ def test_drafts_in_flight_behind_a_tolerated_one_are_judged_together_and_voided_
 
 
 def test_a_tolerated_end_of_text_ends_the_text():
-    session = cloud(rollback_threshold=3.0)
+    session = cloud(policy=Policy.BILD, rollback_threshold=3.0)
     session.receive(Draft(0, 0, (1, END, 5), more=False))
     verdict = session.judge(session.next_round(), [1, 2], logprobs=np.array([-0.1, -2.0]))
     assert verdict == Verdict(0, 0, 3, 2, None)
     assert session.finish_reason is FinishReason.STOP
 
 
-def test_a_lossless_session_asks_for_no_probabilities():
+def test_a_lossless_session_asks_for_no_probabilities_and_no_judgements():
     assert not cloud().needs_logprobs
+    assert not cloud().needs_judgements
+
+
+# Policy judge
+
+
+def test_a_token_that_the_judge_refuses_and_the_target_would_not_say_is_corrected():
+    session = cloud(policy=Policy.JUDGE)
+    session.receive(Draft(0, 0, (1, 2, 3), more=False))
+    verdict = session.judge(session.next_round(), [8, 9, 3, 4], acceptable=np.array([True, False, True]))
+    assert verdict == Verdict(1, 0, 3, 1, 9)
+
+
+def test_what_the_judge_lets_stand_gets_the_bonus_behind_it():
+    session = cloud(policy=Policy.JUDGE)
+    session.receive(Draft(0, 0, (1, 2), more=False))
+    verdict = session.judge(session.next_round(), [8, 2, 4], acceptable=np.array([True, False]))
+    assert verdict == Verdict(0, 0, 2, 2, 4)
+
+
+def test_without_a_bonus_the_row_behind_the_last_judged_token_is_not_used():
+    session = cloud(policy=Policy.JUDGE)
+    session.receive(Draft(0, 0, (1, 2), more=True))
+    verdict = session.judge(session.next_round(), [8, 2, 4], acceptable=np.array([True, True]))
+    assert verdict == Verdict(0, 0, 2, 2, None)
+
+
+def test_the_judge_alone_never_ends_a_text():
+    session = cloud(policy=Policy.JUDGE)
+    session.receive(Draft(0, 0, (1, END), more=False))
+    verdict = session.judge(session.next_round(), [1, 7], acceptable=np.array([True, True]))
+    assert verdict == Verdict(1, 0, 2, 1, 7)
+    assert session.finish_reason is None
 
 
 def test_the_target_alone_stops_at_its_end_of_text_or_the_limit():

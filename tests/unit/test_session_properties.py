@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ProtocolError
-from shared.messages import Draft, Finished, FinishReason, Opened, Usage, Verdict
+from shared.messages import Draft, Finished, FinishReason, Opened, Policy, Usage, Verdict
 from shared.sampling import Sampling
 from shared.session import Admission, CloudSession, CloudState, EdgeSession, EdgeState, Origin
 
@@ -59,6 +59,7 @@ class Pair:
             max_draft_tokens=MAX_DRAFT,
             end_token_ids=frozenset({END}),
             legal_token_ids=VOCABULARY,
+            policy=Policy.LOSSLESS if self.rollback_threshold is None else Policy.BILD,
             rollback_threshold=self.rollback_threshold,
         )
         self.edge.send_open()
