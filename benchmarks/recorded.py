@@ -63,7 +63,7 @@ def target_id(position: int) -> int:
 
 def propose(answer: Answer, text: Sequence[int], num_tokens: int, stop: StopRule) -> list[Proposal]:
     """What the drafter proposes after a completion; up to `num_tokens`, and none past the answer's end."""
-    on_its_way = all(token == target_id(position) for position, token in enumerate(text))
+    on_its_way = list(text) == list(range(_FIRST_ID, target_id(len(text))))
     proposals: list[Proposal] = []
     for position in range(len(text), min(len(text) + num_tokens, len(answer))):
         here = answer[position]

@@ -116,6 +116,8 @@ class SurvivalBelow:
         _check_share("threshold", self.threshold)
 
     def ends_before(self, probs: Sequence[float | None], top_prob: float | None) -> bool:
+        if not self.threshold:
+            return False
         return prod(self.estimate.of(prob) for prob in probs) < self.threshold
 
 
