@@ -15,6 +15,7 @@ from edge_agent.auto import auto, shaped
 from edge_agent.drafting.drafters import Drafters
 from edge_agent.drafting.store import default_store_dir
 from edge_agent.edge_model import EdgeModel
+from edge_agent.guidance import guide
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.observing import Observed, observed
 from edge_agent.remote import Cloud, Meter
@@ -189,8 +190,8 @@ class Agent:
 
         Args:
             provisional: yield `Provisional`s too.
-            shaping: penalties, bias, or a form of the text. One model writes alone under it: in mode
-                `speculate` the target, in `auto` the target or, where that cannot, the edge.
+            shaping: penalties, bias, or a form of the text. One model writes alone under it: in modes
+                `speculate` and `guide` the target, in `auto` the target or, where that cannot, the edge.
             request_id: names the request in logs and traces here and in the cloud; unset draws one.
             settings: of this request, in place of the agent's own: any of `shared.config.REQUEST_SETTINGS`.
         Raises:
@@ -266,7 +267,7 @@ class Agent:
         self._check_parts(config)
         # Huge messages take a while, which the other requests should not.
         private = await asyncio.to_thread(self._privacy.reason, question, asked=config.private)
-        if private is not None and config.mode in ("cloud", "speculate"):
+        if private is not None and config.mode in ("cloud", "speculate", "guide"):
             raise InvalidRequest(
                 f"the prompt is private ({private}), and mode {config.mode} would send it away; use"
                 " --mode auto or local. The settings private_patterns and detect_private say what is private"
@@ -327,7 +328,7 @@ class Agent:
     def _check_parts(self, config: EdgeConfig) -> None:
         """Raises InvalidRequest where what the mode needs was not opened."""
         drafts = config.mode == "speculate" and "model" in config.drafters
-        if self._edge is None and (drafts or config.mode in ("auto", "local")):
+        if self._edge is None and (drafts or config.mode in ("auto", "local", "guide")):
             raise InvalidRequest(f"mode {config.mode} needs the edge model, which is not loaded")
         if self._cloud is None and config.mode != "local":
             raise InvalidRequest(f"mode {config.mode} needs a cloud, and none is set; use mode local")
@@ -340,7 +341,7 @@ class Agent:
         reason: FinishReason | None = None
         unverified, text_follows = _NOTHING_UNVERIFIED, False
         if config.mode in ("local", "cloud") or (
-            config.mode == "speculate" and request.shaping == NO_SHAPING
+            config.mode in ("speculate", "guide") and request.shaping == NO_SHAPING
         ):
             yield Routed(config.mode)
         async with aclosing(self._steps(call, request, tally.meter)) as steps:
@@ -418,11 +419,14 @@ class Agent:
         if config.mode == "speculate":
             return streams.speculate(request, may_stream=False)
         assert edge is not None
+        if config.mode == "guide":
+            return guide(edge, streams, request)
         assert self._router is not None
         return auto(edge, streams, self._router, request, config, call.private, call.question)
 
     def _result(self, request: Open, tally: _Tally, reason: FinishReason) -> Answer:
         num = len(tally.tokens)
+        num_cloud = sum(token.origin is Origin.CLOUD for token in tally.tokens)
         first, last = tally.first_token, tally.last_token
         return Answer(
             answer="".join(tally.shown),
@@ -431,7 +435,8 @@ class Agent:
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=num,
             rounds=tally.num_rounds,
-            target_passes=tally.num_rounds + sum(token.origin is Origin.CLOUD for token in tally.tokens),
+            target_passes=tally.num_rounds + num_cloud,
+            guidance_tokens=num_cloud if tally.mode == Route.GUIDE.value else 0,
             policy=tally.policy,
             acceptance_length=num / tally.num_rounds if tally.num_rounds else None,
             drafted_tokens=tally.num_drafted,

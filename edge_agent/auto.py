@@ -17,6 +17,7 @@ from math import exp
 from edge_agent import modes
 from edge_agent.drafting.base import Proposal, Source
 from edge_agent.edge_model import EdgeModel
+from edge_agent.guidance import guide
 from edge_agent.resume import TargetStreams
 from edge_agent.routing.router import Router, moved_by_doubt
 from edge_agent.steps import Decided, Drafted, Replaced, Step
@@ -95,6 +96,7 @@ async def with_fallbacks(
     attempts = {
         Route.SPECULATE: lambda: streams.speculate(request, may_stream=True),
         Route.CLOUD: lambda: streams.cloud(request),
+        Route.GUIDE: lambda: guide(edge, streams, request),
         Route.LOCAL: lambda: modes.local(edge, request),
     }
     route = decision.route

@@ -68,6 +68,7 @@ def ask(
     policy: Annotated[str | None, typer.Option(help=help_of("policy"))] = None,
     fallback_threshold: Annotated[float | None, typer.Option(help=help_of("fallback_threshold"))] = None,
     rollback_threshold: Annotated[float | None, typer.Option(help=help_of("rollback_threshold"))] = None,
+    guidance_tokens: Annotated[int | None, typer.Option(help=help_of("guidance_tokens"))] = None,
     drafters: options.Drafters = None,
     private: options.Private = None,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour text by who made it.")] = False,
@@ -339,7 +340,7 @@ def serve_http(
 ) -> None:
     """Serve OpenAI's API and a web page to apps on this machine, or on others.
 
-    The models are duet (the router decides), duet-local, duet-cloud and duet-speculate.
+    The models are duet (the router decides), duet-local, duet-cloud, duet-speculate and duet-guide.
     """
     flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
     settings, _ = _load(flags | {"mode": "auto"}, config)

@@ -6,6 +6,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ask": (
         'duet ask "Name the three primary colours of light."',
         'duet ask --mode speculate --show-origin "What is a monad?"',
+        'duet ask --mode guide --guidance-tokens 64 "A train goes 60 km in 40 minutes. How fast is it?"',
         "git diff | duet ask --private --mode local",
         'duet ask --json --max-tokens 64 "Tell me a story." | jq .answer',
     ),

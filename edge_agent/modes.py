@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from math import log
 
@@ -21,22 +21,46 @@ from shared.shaping import NO_SHAPING
 
 async def local(edge: EdgeModel, request: Open) -> AsyncGenerator[Step, None]:
     """The edge answers alone."""
+    prompt = await edge_prompt(edge, request)
+    yield Prompted(len(prompt), None)
+    async with aclosing(written_on(edge, request, prompt)) as steps:
+        async for step in steps:
+            yield step
+
+
+async def edge_prompt(edge: EdgeModel, request: Open) -> list[int]:
+    """The prompt in the edge model's own chat template and tokens.
+
+    Raises:
+        PromptTooLong: it leaves no room for an answer.
+    """
     messages = tuple(part for part in request.prompt if isinstance(part, Message))
     ids = [part for part in request.prompt if isinstance(part, int)]
     prompt = await asyncio.to_thread(edge.model.render_chat, messages) if messages else ids
-    room = edge.context.context_tokens - len(prompt)
-    if room < 1:
+    if len(prompt) >= edge.context.context_tokens:
         raise PromptTooLong(
             f"the prompt has {len(prompt)} tokens, but the edge's context holds"
             f" {edge.context.context_tokens}; shorten it, or set a larger context_tokens in duet.yaml"
         )
-    yield Prompted(len(prompt), None)
+    return prompt
+
+
+async def written_on(
+    edge: EdgeModel, request: Open, prompt: Sequence[int], begun: Sequence[int] = (), *, start: int = 0
+) -> AsyncGenerator[Step, None]:
+    """The edge writes an answer, or goes on with one, until it ends or its limit or context is reached.
+
+    Args:
+        begun: the answer so far, in the edge's tokens.
+        start: tokens of the limit that it has cost.
+    """
     shaping = request.shaping
     shaper = None if shaping == NO_SHAPING else LogitsShaper(edge.model, shaping, len(prompt))
     drafter = LlamaDrafter(edge, shaper=shaper)
     ends = edge.model.end_token_ids
-    text = list(prompt)
-    for position in range(min(request.max_tokens or room, room)):
+    text = [*prompt, *begun]
+    room = start + max(0, edge.context.context_tokens - len(text))
+    for position in range(start, min(request.max_tokens or room, room)):
         [proposal] = await drafter.propose(
             text, 1, sampling=request.sampling, seed=request.seed, start=position, end_token_ids=ends
         )

@@ -32,7 +32,7 @@ async def open_parts(
     from edge_agent.edge_model import EdgeModel
     from edge_agent.remote import Cloud
 
-    if "model" not in settings.drafters and settings.mode in ("auto", "local"):
+    if "model" not in settings.drafters and settings.mode in ("auto", "local", "guide"):
         raise InvalidSetting(
             f"mode {settings.mode} needs the edge model, which is not among the drafters; add"
             " --drafter model, or use --mode speculate"

@@ -27,7 +27,7 @@ ConfigFile = Annotated[
 Question = Annotated[str | None, typer.Argument(help="The question; standard input without it.")]
 Mode = Annotated[
     str | None,
-    typer.Option(help=f"auto, local, cloud or speculate. {help_of('mode')}", autocompletion=_modes),
+    typer.Option(help=f"auto, local, cloud, speculate or guide. {help_of('mode')}", autocompletion=_modes),
 ]
 Cloud = Annotated[str | None, typer.Option(help=help_of("cloud"))]
 TlsCa = Annotated[str | None, typer.Option(help=help_of("tls_ca"))]

@@ -93,11 +93,11 @@ class TargetStreams:
         return self._survive(self._cloud, lossless)
 
     async def cloud_alone(self, request: Open) -> AsyncGenerator[Step, None]:
-        """The target's answer under a shaping, which nobody else could carry on.
+        """As `modes.cloud`, once: for what nobody could carry on, or is carried on otherwise.
 
         Raises:
             CloudError: the stream cannot begin, or breaks.
-            InvalidRequest: the target does not know the shaping.
+            InvalidRequest: the target does not know the request's shaping.
         """
         async with aclosing(self._traced(self._cloud, request, (), None)) as steps:
             async for step in steps:

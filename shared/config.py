@@ -34,6 +34,7 @@ DEFAULT_ADDRESS = "127.0.0.1:50151"
 DEFAULT_DRAFT = "qwen2.5-coder-0.5b"
 DEFAULT_TARGET = "qwen2.5-coder-1.5b"
 DEFAULT_DEAD_LINK_S = 10.0
+DEFAULT_GUIDANCE_TOKENS = 128
 USUAL_DRAFT_TOKENS = 4
 USUAL_IN_FLIGHT_TOKENS = 32
 
@@ -96,7 +97,7 @@ class _Settings(BaseModel):
 class EdgeConfig(_Settings):
     """Settings of `duet`."""
 
-    mode: Literal["auto", "local", "cloud", "speculate"] = "auto"
+    mode: Literal["auto", "local", "cloud", "speculate", "guide"] = "auto"
     """Who makes the tokens; auto asks the edge model how hard the question is, and decides."""
     cloud: Addresses = DEFAULT_ADDRESS
     """HOST:PORT of the `duet-cloud` service; of several replicas, separated by commas."""
@@ -133,6 +134,8 @@ class EdgeConfig(_Settings):
     """A draft ends where the edge's likeliest token is below this probability; 0 never."""
     rollback_threshold: float = Field(DEFAULT_ROLLBACK_THRESHOLD, gt=0.0, allow_inf_nan=False)
     """Nats; under bild a draft token stands while minus the log of its probability is at most this."""
+    guidance_tokens: int = Field(DEFAULT_GUIDANCE_TOKENS, ge=1)
+    """In mode guide, tokens of the target with which the answer begins; the edge model writes the rest."""
     drafters: Annotated[
         tuple[DrafterName, ...],
         Field(min_length=1),
@@ -270,7 +273,8 @@ REQUEST_SETTINGS = frozenset(
     {
         "mode", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "max_draft_tokens",
         "proactive", "max_in_flight_tokens", "acceptance_threshold", "policy", "fallback_threshold",
-        "rollback_threshold", "private", "doubt_threshold", "on_outage", "outage_patience_s",
+        "rollback_threshold", "guidance_tokens", "private", "doubt_threshold", "on_outage",
+        "outage_patience_s",
     }
 )  # fmt: skip
 """Those of `EdgeConfig` that a single request may change; the others are fixed once a model is loaded."""

@@ -68,7 +68,7 @@ class Routed:
     """Who answers; comes first, and again where late evidence or a lost cloud changed it."""
 
     mode: str
-    """`local`, `cloud` or `speculate`."""
+    """`local`, `cloud`, `speculate` or `guide`."""
     decision: Decision | None = None
     """Of the router, in mode `auto`."""
     reason: str | None = None
@@ -110,6 +110,8 @@ class Answer:
     """Verifications; 0 unless the mode is `speculate`."""
     target_passes: int
     """Passes of the target after it read the prompt: verifications, and tokens that it made on its own."""
+    guidance_tokens: int
+    """Tokens of the target that the edge went on from; 0 unless the mode is `guide`."""
     policy: Policy | None
     """Of verification, in force; None unless the mode is `speculate`."""
     acceptance_length: float | None

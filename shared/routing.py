@@ -13,6 +13,7 @@ class Route(str, Enum):
     LOCAL = "local"
     SPECULATE = "speculate"
     CLOUD = "cloud"
+    GUIDE = "guide"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Limits:
     """Of the cloud's completion tokens, >= 0, in any currency."""
     max_price: float | None = None
     """Of one answer, in the same currency; None is any."""
+    guidance_tokens: int = 128
+    """Of the target, where it only begins the answer; >= 1."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
@@ -75,7 +78,8 @@ def decide(
     1. A private prompt stays on the device, whatever else holds.
     2. Without a link the edge answers.
     3. A prompt longer than the edge's context needs the cloud, whose own stream it gets.
-    4. An answer whose expected price is above the budget is made by the edge.
+    4. An answer whose expected price is above the budget is made by the edge; where the cloud is needed and
+       the budget is enough for the beginning, the target begins it.
     5. Below the threshold the edge answers.
     6. Otherwise the answer is the target's: by speculation, or by its own stream where the edge cannot draft
        or speculation would lose (a link slower than allowed, an answer that is too short). Among the ways
@@ -100,16 +104,18 @@ def decide(
         return to(Route.LOCAL, f"no cloud: {link.detail}")
     if not fits_edge:
         return to(Route.CLOUD, "the prompt is longer than the edge's context")
+    likely = f"the cloud is needed with probability {p_cloud:.2f}"
+    needed = f"{likely}, at or above the threshold {limits.threshold:.2f}"
     price = predicted_tokens * limits.price_per_1k_tokens / 1000
     if limits.max_price is not None and price > limits.max_price:
-        return to(
-            Route.LOCAL,
-            f"the cloud's answer would cost about {price:.3g}, over the budget of {limits.max_price:g}",
-        )
-    likely = f"the cloud is needed with probability {p_cloud:.2f}"
+        over = f"the cloud's answer would cost about {price:.3g}, over the budget of {limits.max_price:g}"
+        guidance = limits.guidance_tokens * limits.price_per_1k_tokens / 1000
+        if p_cloud < limits.threshold or guidance > limits.max_price:
+            return to(Route.LOCAL, over)
+        begun = f"the target begins with {limits.guidance_tokens} tokens, for {guidance:.3g} at most"
+        return to(Route.GUIDE, needed, over, begun)
     if p_cloud < limits.threshold:
         return to(Route.LOCAL, f"{likely}, below the threshold {limits.threshold:.2f}")
-    needed = f"{likely}, at or above the threshold {limits.threshold:.2f}"
     if not can_draft:
         return to(Route.CLOUD, needed, "the edge model cannot roll back drafts: it keeps a recurrent state")
     if link.rtt_s is not None and link.rtt_s > limits.slow_rtt_s:

@@ -18,7 +18,7 @@ class Command:
 
 COMMANDS = {
     "help": ("", "these lines"),
-    "mode": ("[auto|local|cloud|speculate]", "who answers from now on; without a name, who does now"),
+    "mode": ("[auto|local|cloud|speculate|guide]", "who answers from now on; without a name, who does now"),
     "route": ("[QUESTION]", "who would answer it, and why; without one, why the last answer came as it did"),
     "system": ("[TEXT|off]", "set, remove or show the system prompt"),
     "stats": ("", "what this chat took so far"),

@@ -189,7 +189,7 @@ class Chat:
         """Raises InvalidSetting where the mode needs what this chat did not load."""
         edge = self._parts.edge
         drafts = "model" in self._settings.drafters
-        if edge is None and (mode in ("auto", "local") or (mode == "speculate" and drafts)):
+        if edge is None and (mode in ("auto", "local", "guide") or (mode == "speculate" and drafts)):
             raise InvalidSetting(
                 f"mode {mode} needs the edge model, which this chat did not load; start `duet chat` with"
                 " --mode auto and the model among the drafters"
@@ -197,7 +197,7 @@ class Chat:
         if mode == "speculate" and edge is not None and not edge.can_draft:
             raise InvalidSetting(
                 f"{edge.model.name} keeps a recurrent state that cannot be rolled back, so it cannot draft;"
-                " use /mode auto, local or cloud"
+                " use /mode auto, local, guide or cloud"
             )
 
     async def _route(self, question: str) -> None:

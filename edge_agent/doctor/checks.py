@@ -186,7 +186,7 @@ def check_cloud(facts: Facts) -> Finding:
         why = "the settings keep all prompts here" if facts.settings.private else "mode local asks none"
         return Finding("cloud", Status.OK, f"not asked: {why}")
     if cloud.error is not None:
-        needed = facts.settings.mode in ("cloud", "speculate")
+        needed = facts.settings.mode in ("cloud", "speculate", "guide")
         status = Status.FAIL if needed else Status.WARN
         happened, _, advice = cloud.error.partition("; ")
         return Finding("cloud", status, happened, advice or "see `duet-cloud serve --help`")

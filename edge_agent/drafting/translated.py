@@ -18,6 +18,18 @@ from shared.stopping import StopRule
 from shared.vocab import TokenKind, Vocabulary
 
 
+def tokens_of(text: bytes, by_bytes: ByteTokenizer, tokenize: Callable[[str], list[int]]) -> list[int]:
+    """Tokens of the same bytes, be they whole characters or not.
+
+    Args:
+        by_bytes: of the same vocabulary as `tokenize`, which takes whole characters only.
+    """
+    token_ids: list[int] = []
+    for run in valid_runs(text):
+        token_ids += tokenize(run) if isinstance(run, str) else by_bytes.encode(run)
+    return token_ids
+
+
 class Translation:
     """Between the tokens of two vocabularies, by their bytes; pure, but for the tokenizer it is given."""
 
@@ -32,10 +44,7 @@ class Translation:
 
     def to_edge(self, target_ids: Sequence[int]) -> list[int]:
         """The edge's tokens for a text in the target's: the same bytes, half a character at its end too."""
-        edge_ids: list[int] = []
-        for run in valid_runs(self._target_bytes.decode(target_ids)):
-            edge_ids += self._tokenize(run) if isinstance(run, str) else self._edge_bytes.encode(run)
-        return edge_ids
+        return tokens_of(self._target_bytes.decode(target_ids), self._edge_bytes, self._tokenize)
 
     def to_target(
         self, drafted: Sequence[Proposal], num_tokens: int, *, look_ahead: bool, ends: dict[int, int]

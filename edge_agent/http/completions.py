@@ -20,7 +20,13 @@ from shared.events import Answer, Event, Notice, Text, Token, Waiting
 from shared.messages import FinishReason
 from shared.thinking import ThinkingSplitter
 
-MODES = {"duet": "auto", "duet-local": "local", "duet-cloud": "cloud", "duet-speculate": "speculate"}
+MODES = {
+    "duet": "auto",
+    "duet-local": "local",
+    "duet-cloud": "cloud",
+    "duet-speculate": "speculate",
+    "duet-guide": "guide",
+}
 """What clients call a model, and the mode that it is."""
 
 Runs = Sequence[tuple[bool, str]]

@@ -80,7 +80,9 @@ def _known_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _known_settings_but_mode(settings: dict[str, Any]) -> dict[str, Any]:
     if "mode" in settings:
-        raise ValueError("the model's name says the mode: duet, duet-local, duet-cloud or duet-speculate")
+        raise ValueError(
+            "the model's name says the mode: duet, duet-local, duet-cloud, duet-speculate or duet-guide"
+        )
     return _known_settings(settings)
 
 

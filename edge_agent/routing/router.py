@@ -143,6 +143,7 @@ def limits_of(config: EdgeConfig, calibration: Calibration | None) -> Limits:
         slow_rtt_s=inf if config.slow_rtt_ms is None else config.slow_rtt_ms / 1e3,
         price_per_1k_tokens=config.cloud_price,
         max_price=config.max_price,
+        guidance_tokens=config.guidance_tokens,
     )
 
 

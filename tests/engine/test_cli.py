@@ -42,6 +42,7 @@ ANSWER_KEYS = {
     "completion_tokens",
     "rounds",
     "target_passes",
+    "guidance_tokens",
     "policy",
     "acceptance_length",
     "drafted_tokens",
@@ -54,6 +55,7 @@ ANSWER_KEYS = {
     "cloud_model",
     "tokens",
     "decision",
+    "reason",
 }
 
 

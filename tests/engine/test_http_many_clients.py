@@ -44,7 +44,7 @@ async def ask(server: InProcessServer, model: str, question: str = "hi", **optio
 
 
 async def test_twenty_clients_at_once_get_what_each_gets_alone(tiny_pair: TinyPair) -> None:
-    requests = [(list(MODES)[i % 4], f"Count to {i // 4}", i) for i in range(20)]
+    requests = [(list(MODES)[i % len(MODES)], f"Count to {i // 4}", i) for i in range(20)]
     async with in_process_server(tiny_pair) as server:
         alone = [await ask(server, model, text, seed=seed, temperature=1.0) for model, text, seed in requests]
         together = await asyncio.gather(

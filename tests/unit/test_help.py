@@ -43,7 +43,7 @@ def test_the_options_of_examples_are_there(path):
         pytest.param("duet", "duet do", {"doctor"}, id="a command"),
         pytest.param("duet", "duet models p", {"pull", "path"}, id="a command of a group"),
         pytest.param(
-            "duet", "duet ask --mode ", {"auto", "local", "cloud", "speculate"}, id="the modes",
+            "duet", "duet ask --mode ", {"auto", "local", "cloud", "speculate", "guide"}, id="the modes",
         ),
         pytest.param("duet", "duet models pull qwen2.5-coder-0", {"qwen2.5-coder-0.5b"}, id="a model"),
         pytest.param("duet-cloud", "duet-cloud conv", {"convert"}, id="a command of the service"),

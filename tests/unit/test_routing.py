@@ -14,6 +14,7 @@ SLOW = Link(up=True, rtt_s=0.4)
 DOWN = Link(up=False, detail="nobody listens")
 LIMITS = Limits(threshold=0.5, slow_rtt_s=0.15)
 PAID = replace(LIMITS, price_per_1k_tokens=10.0, max_price=0.5)
+BEGUN = replace(PAID, guidance_tokens=50)
 SECRET = "it holds a card number"
 
 
@@ -53,6 +54,15 @@ def decided(p_cloud, *, tokens=100, link=FAST, private=None, fits_edge=True, can
         pytest.param(0.9, {"fits_edge": False, "link": DOWN}, "local", "no cloud", id="too long and no link"),
         pytest.param(0.9, {"limits": PAID}, "local", "budget of 0.5", id="over the budget: the edge"),
         pytest.param(0.9, {"limits": PAID, "tokens": 50}, "speculate", "", id="at the budget: the target"),
+        pytest.param(0.9, {"limits": BEGUN}, "guide", "begins with 50 tokens, for 0.5", id="begun for less"),
+        pytest.param(0.2, {"limits": BEGUN}, "local", "budget of 0.5", id="easy and over the budget"),
+        pytest.param(0.9, {"limits": BEGUN, "tokens": 50}, "speculate", "", id="all of it for the budget"),
+        pytest.param(
+            0.9, {"limits": replace(BEGUN, guidance_tokens=51)}, "local", "budget", id="no money to begin"
+        ),
+        pytest.param(0.9, {"limits": BEGUN, "private": SECRET}, "local", SECRET, id="private: no guidance"),
+        pytest.param(0.9, {"limits": BEGUN, "link": DOWN}, "local", "no cloud", id="no link: no guidance"),
+        pytest.param(0.9, {"limits": BEGUN, "can_draft": False}, "guide", "", id="guidance needs no drafts"),
         pytest.param(
             0.9, {"limits": replace(PAID, max_price=None)}, "speculate", "", id="a price without a budget"
         ),

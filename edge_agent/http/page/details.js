@@ -7,6 +7,7 @@ import { element } from "./dom.js";
 const ROUTES = {
   local: "the small model alone",
   speculate: "drafts by the small model, verified by the large one",
+  guide: "begun by the large model, finished by the small one",
   cloud: "the large model alone",
 };
 

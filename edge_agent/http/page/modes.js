@@ -7,6 +7,7 @@ export const MODES = {
   auto: "The router decides who answers",
   local: "The small model on this machine, alone",
   speculate: "The small model drafts, the large one verifies",
+  guide: "The large model begins, the small one finishes",
   cloud: "The large model, alone",
 };
 
