@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from cloud_service.examples import EXAMPLES
+from cloud_service.judging.cli import judge_app
 from cloud_service.planning.cli import plan
 from cloud_service.security_cli import certs_app, tenants_app, tokens_app
 from shared.config import CloudConfig
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(certs_app, name="certs")
 app.add_typer(tokens_app, name="tokens")
 app.add_typer(tenants_app, name="tenants")
+app.add_typer(judge_app, name="judge")
 
 
 def _help(name: str) -> str:

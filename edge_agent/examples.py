@@ -42,6 +42,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "eval speculation": (
         "duet eval speculation --out runs/speculation --cloud gpu-server:50151 --draft-tokens 4",
     ),
+    "eval answers": ("duet eval answers runs/gsm8k --data gsm8k --out answers.jsonl",),
     "eval pair": ("duet eval pair runs/edge runs/cloud --out runs/pair",),
     "eval sweep": ("duet eval sweep runs/mmlu --draws 400",),
     "eval report": ("duet eval report runs/mmlu runs/gsm8k --out report",),

@@ -180,6 +180,26 @@ def pair(
 
 
 @app.command()
+def answers(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of routing runs with answers.")],
+    out: Annotated[Path, typer.Option(help="New JSONL file, one answer a line; labels in it may be edited.")],
+    data: Data = "builtin",
+) -> None:
+    """Grade the answers of runs, find first errors of wrong ones: what `duet-cloud judge` learns from."""
+    from edge_agent.evaluation.answers import answers_of_runs, write_answers
+    from edge_agent.evaluation.items import load_items
+
+    found = answers_of_runs(runs, load_items(data))
+    write_answers(found, out)
+    num_right = sum(answer.right for answer in found)
+    num_located = sum(answer.error_at is not None for answer in found)
+    typer.echo(
+        f"{out}: {num_right} right answers, {len(found) - num_right} wrong ones,"
+        f" of which {num_located} with a first error"
+    )
+
+
+@app.command()
 def sweep(
     run: Annotated[Path, typer.Argument(help="Folder of a routing run.")],
     labels: Annotated[

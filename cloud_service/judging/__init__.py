@@ -1,0 +1,1 @@
+"""Making a judge head: reading labelled answers with the target, fitting the head, measuring it."""
