@@ -6,6 +6,7 @@ import asyncio
 import copy
 import secrets
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -336,13 +337,18 @@ class SpeculateStream:
         return arrived
 
     async def _read(self) -> None:
+        # Only `close` cancels. Kept by the task, the traceback would hold the stream, and so its connection.
+        with suppress(asyncio.CancelledError):
+            await self._arrived.put(await self._read_to_the_end())
+
+    async def _read_to_the_end(self) -> DuetError:
+        """Queue what arrives; returns how it ended."""
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
                 await self._arrived.put(response)
-            end = self._replica.failed(_ended_early(self._replica))
+            return self._replica.failed(_ended_early(self._replica))
         except grpc.aio.AioRpcError as error:
-            end = self._replica.translate(self._ending.error or error)
-        await self._arrived.put(end)
+            return self._replica.translate(self._ending.error or error)
 
     async def _write(self, message: pb2.SpeculateRequest) -> None:
         # The call may have ended: reading says why.
@@ -359,10 +365,14 @@ class _Ending:
 
     def __init__(self, call: Any) -> None:
         self.error: grpc.aio.AioRpcError | None = None
-        call.add_done_callback(self._note)
+        # Given itself, a call would hold itself, and its connection, until the garbage collector comes by.
+        type(call).add_done_callback(weakref.proxy(call), self._note)
 
     def _note(self, call: Any) -> None:
-        code, details = _at_once(call.code()), _at_once(call.details())
+        try:
+            code, details = _at_once(call.code()), _at_once(call.details())
+        except ReferenceError:  # nobody holds it any more, or asks
+            return
         if code is not grpc.StatusCode.OK and details != "Internal error from Core":
             self.error = grpc.aio.AioRpcError(
                 code, grpc.aio.Metadata(), _at_once(call.trailing_metadata()), details

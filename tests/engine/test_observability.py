@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
-import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent.agent import Agent
 from shared.config import EdgeConfig
 from shared.events import Answer
+from tests.counters import samples, scraped
 from tests.mortal import free_port
 from tests.service import CONTEXT_TOKENS, connection, in_process_cloud, loaded_edge, run_duet, running_cloud
 from tests.tiny_pair import TinyPair
@@ -35,15 +34,6 @@ def spans() -> Iterator[InMemorySpanExporter]:
     trace.set_tracer_provider(provider)
     yield exporter
     provider.shutdown()
-
-
-def samples(exposition: str) -> dict[tuple[str, ...], float]:
-    """Values by name and label values, labels in the order of their names."""
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(exposition)
-        for sample in family.samples
-    }
 
 
 async def ask(agent: Agent, request_id: str | None = None) -> Answer:
@@ -87,8 +77,7 @@ async def test_both_sides_count_the_same(tiny_pair: TinyPair) -> None:
             agent = Agent(config, edge=edge, cloud=cloud)
             answer = await ask(agent)
             here = samples(agent.metrics.exposition().decode())
-        async with httpx.AsyncClient() as client:
-            there = samples((await client.get(f"http://127.0.0.1:{port}/metrics")).text)
+        there = await scraped(f"127.0.0.1:{port}")
     for name, count in (
         ("rounds", answer.rounds),
         ("drafted_tokens", answer.drafted_tokens),
