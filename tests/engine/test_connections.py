@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 
+import psutil
 import pytest
 
-from edge_agent.remote import Cloud
+from edge_agent.remote import Cloud, Meter
 from shared.errors import CloudOverloaded
-from shared.messages import Message, Open
+from shared.messages import Draft, Finished, Message, Open
 from shared.sampling import Sampling
-from tests.service import CONTEXT_TOKENS, connection, generate, running_cloud
+from tests.mortal import ForgetfulTarget
+from tests.service import CONTEXT_TOKENS, connection, eventually, generate, running_cloud, serving
 from tests.tiny_pair import TinyPair
 
 pytestmark = pytest.mark.engine
@@ -84,3 +87,25 @@ async def test_a_thousand_idle_connections_and_three_hundred_calls_at_once(tiny_
             assert await outcome(cloud, 0) == "answered"
         assert service.stop() == 0
     assert not any("Traceback" in line for line in service.log_lines)
+
+
+async def leave_a_stream(address: str) -> None:
+    async with connection(address) as cloud, cloud.speculate(request(0), Meter()) as stream:
+        await stream.send(Draft(0, 0, (), more=False))
+        assert not isinstance(await stream.receive(), Finished)
+
+
+async def test_a_cloud_that_is_closed_leaves_no_connection_open() -> None:
+    """Not even until the garbage collector comes by: in a quiet process that may take hours."""
+    here = psutil.Process()
+    async with serving(ForgetfulTarget()) as (address, _):
+        await leave_a_stream(address)
+        gc.collect()
+        before = here.num_fds()
+        gc.disable()
+        try:
+            for _ in range(10):
+                await leave_a_stream(address)
+            await eventually(lambda: here.num_fds() <= before)
+        finally:
+            gc.enable()
