@@ -49,9 +49,9 @@ def browser_path() -> str:
 
 
 @asynccontextmanager
-async def running_browser() -> AsyncIterator[Browser]:
+async def running_browser(*flags: str) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
+        browser = await playwright.chromium.launch(executable_path=browser_path(), args=[*FLAGS, *flags])
         try:
             yield browser
         finally:

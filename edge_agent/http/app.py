@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_agent.agent import Agent
 from edge_agent.http.completions import MODES, chat_completions, mode_of, text_completions
+from edge_agent.http.cross_origin import check_host, check_same_site
 from edge_agent.http.errors import ApiError, error_response
 from edge_agent.http.live import live_chat
 from edge_agent.http.site import page_routes
@@ -96,7 +97,7 @@ async def _nobody(_: Request, __: Exception) -> Response:
 
 
 class _Guard:
-    """Turns away, before anything is read, who has no key and what is too large."""
+    """Turns away, before anything is read, other sites' pages, who has no key, and what is too large."""
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
         self._app = app
@@ -107,13 +108,23 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        given = request.headers.get("authorization", "").encode("latin-1")
-        keyed = self._expected is None or hmac.compare_digest(given, self._expected)
-        if not keyed and not PUBLIC_PATHS.fullmatch(scope["path"]):
-            refusal = ApiError("the API key is missing or wrong", status=401, code="invalid_api_key")
+        try:
+            self._check(request)
+        except ApiError as refusal:
             await error_response(request, refusal)(scope, receive, send)
             return
         await self._app(scope, _limited(receive), send)
+
+    def _check(self, request: Request) -> None:
+        check_same_site(request.method, request.headers)
+        if self._expected is None:
+            check_host(request.scope["server"][0], request.headers)
+            return
+        given = request.headers.get("authorization", "").encode("latin-1")
+        if not hmac.compare_digest(given, self._expected) and not PUBLIC_PATHS.fullmatch(
+            request.scope["path"]
+        ):
+            raise ApiError("the API key is missing or wrong", status=401, code="invalid_api_key")
 
 
 def _limited(receive: Receive) -> Receive:
