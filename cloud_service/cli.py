@@ -15,6 +15,7 @@ import yaml
 
 from cloud_service.examples import EXAMPLES
 from cloud_service.judging.cli import judge_app
+from cloud_service.make_draft.cli import app as make_draft_app
 from cloud_service.planning.cli import plan
 from cloud_service.security_cli import certs_app, tenants_app, tokens_app
 from shared.config import CloudConfig
@@ -35,6 +36,7 @@ app.add_typer(certs_app, name="certs")
 app.add_typer(tokens_app, name="tokens")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(judge_app, name="judge")
+app.add_typer(make_draft_app, name="make-draft")
 
 
 def _help(name: str) -> str:

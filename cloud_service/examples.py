@@ -10,6 +10,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duet-cloud serve --target openai --upstream http://127.0.0.1:8000",
     ),
     "convert": ("duet-cloud convert qwen2.5-coder-0.5b ./qwen-0.5b-hf --dtype float32",),
+    "make-draft cut": (
+        "duet-cloud make-draft qwen2.5-coder-1.5b draft.gguf --layers 7 --adapter adapter.safetensors",
+    ),
+    "make-draft train": (
+        "duet-cloud make-draft train qwen2.5-coder-1.5b adapter.safetensors --layers 7 --text questions.jsonl"
+        " --answers 256",
+    ),
+    "make-draft search": (
+        "duet-cloud make-draft search qwen2.5-coder-1.5b --layers 4 --layers 7 --text answers.jsonl",
+    ),
     "health": ("duet-cloud health", "duet-cloud health --config /etc/duet/duet-cloud.yaml"),
     "judge collect": ("duet-cloud judge collect answers.jsonl --states states",),
     "judge train": ("duet-cloud judge train answers.jsonl --states states --out judge.safetensors",),

@@ -130,6 +130,19 @@ def write_tiny_model(
     return model
 
 
+def write_tiny_llama_gguf(path: Path, seed: int = TARGET_SEED) -> None:
+    """Write the tiny target's likeness in the llama family: no biases, rotary pairs in neighbouring rows."""
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_hyperparameters(writer, path.stem, num_kv_heads=NUM_KV_HEADS)
+    writer.add_rope_freq_base(ROPE_THETA)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_vocab_size(PADDED_VOCAB_SIZE)
+    _add_tokenizer(writer, _vocabulary(rotate_bytes_by=0), PADDED_VOCAB_SIZE)
+    weights = _weights(seed, 0.0, PADDED_VOCAB_SIZE)
+    _add_tensors(writer, {name: each for name, each in weights.items() if not name.endswith(".bias")})
+    _save(writer)
+
+
 def write_hybrid_gguf(path: Path) -> None:
     """Write a model with one recurrent and one attention layer, whose memory llama.cpp cannot roll back.
 
@@ -276,12 +289,16 @@ def _write_gguf(
     _add_hyperparameters(writer, name, num_kv_heads=NUM_KV_HEADS)
     writer.add_rope_freq_base(ROPE_THETA)
     _add_tokenizer(writer, vocabulary, len(tensors["lm_head.weight"]), merges)
+    _add_tensors(writer, tensors)
+    _save(writer)
+
+
+def _add_tensors(writer: gguf.GGUFWriter, tensors: dict[str, NDArray[np.float32]]) -> None:
     gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, NUM_LAYERS)
     for hf_name, tensor in tensors.items():
         gguf_name = gguf_names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         assert gguf_name is not None, hf_name
         writer.add_tensor(gguf_name, tensor)
-    _save(writer)
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, name: str, num_kv_heads: int | list[int]) -> None:

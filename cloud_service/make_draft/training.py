@@ -1,0 +1,170 @@
+"""Distils an adapter from its target: cross-entropy against the target's own distribution (Kangaroo, 3.1)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from cloud_service.make_draft.acceptance import Agreement
+from cloud_service.make_draft.adapter import Adapter, read_tensors
+from cloud_service.make_draft.early_exit import EarlyExit, Target, hidden_after
+from cloud_service.make_draft.texts import Corpus
+from shared.errors import InvalidSetting
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast an adapter learns."""
+
+    num_layers: int
+    num_steps: int
+    batch: int
+    """Sequences a step."""
+    learning_rate: float = 3e-4
+    """At its highest, after a tenth of the steps; it falls to 0 along a cosine."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    step: int
+    loss: float
+    """Nats a token that the draft's distribution is away from the target's (KL), on the step's sequences."""
+    agreement: float | None
+    """Share of validation tokens on which draft and target agree; where it was measured."""
+
+
+SAVE_EVERY = 50
+"""Steps between two states on disk, and two validations."""
+
+
+def train(
+    target: Target, corpus: Corpus, schedule: Schedule, state: Path, report: Callable[[Progress], None]
+) -> Adapter:
+    """Train, or go on from the state on disk; the same adapter either way.
+
+    Args:
+        state: a file that a killed run is resumed from; it is written every `SAVE_EVERY` steps.
+    Raises:
+        InvalidSetting: the state is of another training.
+    """
+    draft = EarlyExit(target, schedule.num_layers, adapter=True)
+    weights = {name: each for name, each in draft.named_parameters() if each.requires_grad}
+    optimiser = torch.optim.AdamW(weights.values(), lr=schedule.learning_rate, weight_decay=0.01)
+    plan = json.dumps(
+        {**asdict(schedule), "target": target.sha256, "corpus": _digest(corpus)}, sort_keys=True
+    )
+    first = _resume(state, plan, weights, optimiser)
+    for step in range(first, schedule.num_steps):
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.learning_rate * _pace(step, schedule.num_steps)
+        loss = _loss(target, draft, schedule.num_layers, corpus.training[_batch(corpus, schedule, step)])
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
+        optimiser.step()
+        agreement = None
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.num_steps:
+            agreement = float(measure(target, draft, schedule.num_layers, corpus.validation).agrees.mean())
+            _save(state, plan, step + 1, weights, optimiser)
+        report(Progress(step + 1, float(loss), agreement))
+    return draft.adapter(target)
+
+
+def measure(target: Target, draft: EarlyExit, num_layers: int, sequences: NDArray[np.int64]) -> Agreement:
+    """Where draft and target agree, at each position of each sequence.
+
+    Args:
+        sequences: [sequences, tokens].
+    """
+    agrees, top_probs = [], []
+    for sequence in sequences:
+        hidden, logits = hidden_after(target.model, _on(target, sequence[None]), num_layers)
+        with torch.no_grad():
+            probs = draft(hidden)[0].float().softmax(-1)
+        top = probs.max(-1)
+        agrees.append((top.indices == logits[0].argmax(-1)).cpu().numpy())
+        top_probs.append(top.values.cpu().numpy())
+    return Agreement(np.stack(agrees), np.stack(top_probs))
+
+
+def _loss(target: Target, draft: EarlyExit, num_layers: int, sequences: NDArray[np.int64]) -> torch.Tensor:
+    hidden, logits = hidden_after(target.model, _on(target, sequences), num_layers)
+    wanted = logits.float().log_softmax(-1)
+    found = draft(hidden).float().log_softmax(-1)
+    # Cross-entropy less the target's own entropy, which is constant: 0 is the best there is.
+    return (wanted.exp() * (wanted - found)).sum(-1).mean()
+
+
+def _on(target: Target, sequences: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(sequences).to(next(target.model.parameters()).device)
+
+
+def _pace(step: int, num_steps: int) -> float:
+    """Share of the learning rate: a tenth of the steps up, the rest down along a cosine."""
+    warm_up = max(1, num_steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + float(np.cos(np.pi * (step - warm_up) / max(1, num_steps - warm_up))))
+
+
+def _batch(corpus: Corpus, schedule: Schedule, step: int) -> NDArray[np.int64]:
+    """The step's sequences: a function of seed and step, so that a resumed run sees the same ones."""
+    num_sequences = len(corpus.training)
+    taken = np.arange(step * schedule.batch, (step + 1) * schedule.batch)
+    orders = {
+        epoch: np.random.default_rng((schedule.seed, epoch)).permutation(num_sequences)
+        for epoch in {int(e) for e in taken // num_sequences}
+    }
+    return np.array([orders[int(n // num_sequences)][n % num_sequences] for n in taken])
+
+
+def _digest(corpus: Corpus) -> int:
+    """Tells corpora apart: the sum of tokens weighted by where they stand."""
+    every = np.concatenate([corpus.training.ravel(), corpus.validation.ravel()])
+    return int((every * (np.arange(len(every)) % 65521 + 1)).sum())
+
+
+def _save(
+    state: Path, plan: str, step: int, weights: dict[str, torch.nn.Parameter], optimiser: torch.optim.AdamW
+) -> None:
+    tensors = {f"weight.{name}": each.detach().contiguous() for name, each in weights.items()}
+    for name, each in weights.items():
+        moments = optimiser.state[each]
+        tensors |= {f"{key}.{name}": moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq")}
+    partial = state.with_name(f".{state.name}.partial")
+    save_file(tensors, partial, {"plan": plan, "step": str(step)})
+    os.replace(partial, state)
+
+
+def _resume(
+    state: Path, plan: str, weights: dict[str, torch.nn.Parameter], optimiser: torch.optim.AdamW
+) -> int:
+    """Take up the state on disk; the step to go on with."""
+    if not state.is_file():
+        return 0
+    metadata, tensors = read_tensors(state)
+    if metadata.get("plan") != plan:
+        raise InvalidSetting(
+            f"{state} belongs to another training (target, text or settings): remove it or write elsewhere"
+        )
+    step = int(metadata["step"])
+    for name, each in weights.items():
+        with torch.no_grad():
+            each.copy_(torch.from_numpy(tensors[f"weight.{name}"]))
+        optimiser.state[each] = {
+            "step": torch.tensor(float(step)),
+            **{
+                key: torch.from_numpy(tensors[f"{key}.{name}"]).to(each.device)
+                for key in ("exp_avg", "exp_avg_sq")
+            },
+        }
+    return step
