@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.coupling import interval
 from benchmarks.harness import save
+from cloud_service.judging.evaluation import num_rounds
 from shared.config import DEFAULT_TARGET
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
@@ -37,26 +38,6 @@ def agreement(context: LlamaContext, question: str, reference: str) -> NDArray[n
     context.align(0, [])
     logits = context.extend(0, [*prompt, *answer[:-1]], len(answer))
     return np.array([int(np.argmax(row)) for row in logits]) == np.array(answer)
-
-
-def num_rounds(agreed: NDArray[np.bool_]) -> int:
-    """Count rounds, where each drafts the next DRAFT_TOKENS of the reference.
-
-    The target's own token closes a round; after a rejection drafting goes on behind it, as though
-    the correction had been the reference's token, so this flatters the drafter.
-
-    >>> num_rounds(np.array([True] * 9))
-    1
-    >>> num_rounds(np.array([False, True, True, False]))
-    2
-    """
-    position = rounds = 0
-    while position < len(agreed):
-        ahead = agreed[position : position + DRAFT_TOKENS]
-        accepted = len(ahead) if ahead.all() else int(np.argmin(ahead))
-        position += accepted + 1
-        rounds += 1
-    return rounds
 
 
 def main() -> None:
@@ -80,7 +61,7 @@ def main() -> None:
     model.close()
     counts = np.array([float(len(answer)) for answer in agreed])
     hits = np.array([float(answer.sum()) for answer in agreed])
-    rounds = np.array([float(num_rounds(answer)) for answer in agreed])
+    rounds = np.array([float(num_rounds(answer, DRAFT_TOKENS)) for answer in agreed])
     first = np.array([float(len(answer) if answer.all() else np.argmin(answer)) for answer in agreed])
     rng = np.random.default_rng(0)
     save(

@@ -112,8 +112,11 @@ def evaluate(
 def num_rounds(stands: Bool, draft_tokens: int) -> int:
     """Rounds that a text takes whose tokens would stand, or not, if they were drafted.
 
+    The target's own token closes a round. After a rejection drafting goes on behind it, as though the
+    correction had been the text's token: in the target's own greedy text it is, in another this flatters.
+
     Args:
-        stands: [num_tokens]; behind the first of a draft that does not, the target's own token comes.
+        stands: [num_tokens]
 
     >>> num_rounds(np.array([True, True, False, True, True]), draft_tokens=4)
     2

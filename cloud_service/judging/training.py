@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,35 +32,48 @@ def train(tokens: JudgedTokens, *, model: str, model_sha256: str, max_false_acce
         InvalidSetting: too little to learn from, or scikit-learn is missing.
     """
     _check_enough(tokens)
-    try:
-        from sklearn.model_selection import GroupKFold
-    except ImportError:
-        raise InvalidSetting("training needs scikit-learn; run: pip install 'duet-llm[route]'") from None
+    if importlib.util.find_spec("sklearn") is None:
+        raise InvalidSetting("training needs scikit-learn; run: pip install 'duet-llm[route]'")
     hidden = tokens.hidden.astype(np.float32)
     mean, scale = hidden.mean(axis=0), hidden.std(axis=0) + 1e-6
     hidden = (hidden - mean) / scale
-    disputed = tokens.disputed
-    best: tuple[float, float, Float] | None = None
-    for strength in _STRENGTHS:
-        crossed = np.empty(len(hidden))
-        for seen, unseen in GroupKFold(_FOLDS).split(hidden, tokens.right, tokens.question):
-            weight, bias = _fit(hidden[seen], tokens.right[seen], strength)
-            crossed[unseen] = _sigmoid(hidden[unseen] @ weight + bias)
-        threshold = threshold_for(crossed[disputed], tokens.right[disputed], max_false_accepts)
-        accepted = float((crossed[disputed & tokens.right] >= threshold).mean())
-        log.info("weight %g: %.3f of right disputed tokens accepted", strength, accepted)
-        if best is None or accepted > best[0]:
-            best = accepted, strength, crossed
-    assert best is not None
-    _, strength, crossed = best
-    weight, bias = _fit(hidden, tokens.right, strength)
+    best = max(
+        (_crossfit(hidden, tokens, strength, max_false_accepts) for strength in _STRENGTHS),
+        key=lambda fit: fit.recall,
+    )
+    weight, bias = _fit(hidden, tokens.right, best.strength)
+    weight /= scale
     return JudgeHead(
         model=model,
         model_sha256=model_sha256,
-        weight=weight / scale,
-        bias=bias - float(mean @ (weight / scale)),
-        threshold=threshold_for(crossed[disputed], tokens.right[disputed], max_false_accepts),
+        weight=weight,
+        bias=bias - float(mean @ weight),
+        threshold=best.threshold,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Crossfit:
+    strength: float
+    threshold: float
+    recall: float
+    """Of the right tokens in dispute, the share that reaches the threshold."""
+
+
+def _crossfit(
+    hidden: NDArray[np.float32], tokens: JudgedTokens, strength: float, max_false_accepts: float
+) -> _Crossfit:
+    from sklearn.model_selection import GroupKFold
+
+    scores = np.empty(len(hidden))
+    for seen, unseen in GroupKFold(_FOLDS).split(hidden, tokens.right, tokens.question):
+        weight, bias = _fit(hidden[seen], tokens.right[seen], strength)
+        scores[unseen] = hidden[unseen] @ weight + bias
+    probabilities, right = 1.0 / (1.0 + np.exp(-scores[tokens.disputed])), tokens.right[tokens.disputed]
+    threshold = threshold_for(probabilities, right, max_false_accepts)
+    recall = float((probabilities[right] >= threshold).mean())
+    log.info("weight %g: %.3f of the right tokens in dispute are accepted", strength, recall)
+    return _Crossfit(strength, threshold, recall)
 
 
 def threshold_for(probabilities: Float, right: NDArray[np.bool_], max_false_accepts: float) -> float:
@@ -77,15 +92,14 @@ def threshold_for(probabilities: Float, right: NDArray[np.bool_], max_false_acce
 
 def _fit(hidden: NDArray[np.float32], right: NDArray[np.bool_], strength: float) -> tuple[Float, float]:
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     # By the number of tokens, so that folds and the whole are shrunk alike: they share one threshold.
     penalty = strength / len(hidden)
-    fitted = LogisticRegression(C=penalty, class_weight="balanced", max_iter=300, tol=1e-3).fit(hidden, right)
-    return fitted.coef_[0].astype(np.float64), float(fitted.intercept_[0])
-
-
-def _sigmoid(x: Float) -> Float:
-    return np.asarray(1.0 / (1.0 + np.exp(-x)))
+    model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=300, tol=1e-3)
+    with threadpool_limits(1):  # more wait for each other, above all on a machine that is shared
+        model.fit(hidden, right)
+    return model.coef_[0].astype(np.float64), float(model.intercept_[0])
 
 
 def _check_enough(tokens: JudgedTokens) -> None:

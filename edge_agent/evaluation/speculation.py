@@ -19,7 +19,7 @@ from edge_agent.evaluation.routing import CloudSpec, connect
 from edge_agent.evaluation.runs import Row
 from edge_agent.remote import Cloud
 from shared.config import EdgeConfig
-from shared.errors import CloudFailed, InvalidSetting
+from shared.errors import CloudFailed, InvalidRequest
 from shared.events import Answer
 from shared.messages import Policy
 from shared.models import Registry, resolve
@@ -154,7 +154,7 @@ class _Examiner:
         answer, seconds = await patiently(partial(self._ask, item, setting), cloud.patience_s)
         check_model(answer.cloud_model, cloud.model)
         if setting and answer.policy is not setting.policy:
-            raise InvalidSetting(
+            raise InvalidRequest(
                 f"the cloud does not verify by policy {setting.policy.value}: leave it out, or serve what it"
                 " needs (docs/policies.md)"
             )

@@ -235,6 +235,17 @@ def test_speculation_waits_for_a_cloud_that_goes_away_and_loses_nothing(
     assert all(row["agreement"] == 1.0 for row in rows.values() if row["policy"] == "lossless")
 
 
+def test_a_policy_that_the_cloud_does_not_grant_is_no_setting_of_a_run(
+    home: Path, tiny_pair: TinyPair, service: RunningServer
+) -> None:
+    line = refused(
+        home,
+        *("speculation", "--policy", "judge", "--limit", "1", *SHORT, "--out", str(home / "not-granted")),
+        *("--edge", str(tiny_pair.draft_gguf), "--cloud", service.address),
+    )
+    assert "does not verify by policy judge" in line
+
+
 def test_an_edge_file_that_changed_is_refused(
     home: Path, tiny_pair: TinyPair, service: RunningServer
 ) -> None:
