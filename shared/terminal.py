@@ -28,6 +28,8 @@ class CommandGroup(TyperGroup):
             raise typer.Exit(outcome(error).exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            raise  # who reads the output has seen enough: click ends the command without a word
         except Exception as error:
             # Not ours: typer's own control flow passes, anything else is a bug to report in one line.
             if "DUET_DEBUG" in os.environ or type(error).__module__.startswith(("typer", "click")):

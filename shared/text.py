@@ -83,3 +83,8 @@ class TextStream(Generic[Tag]):
         self._held = self._held[length:]
         del self._tags[:length]
         return runs
+
+
+def length_of_possible(tag: str, text: str) -> int:
+    """Length of the longest end of the text that begins the tag, and is not all of it."""
+    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

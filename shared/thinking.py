@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from shared.text import length_of_possible
+
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -49,7 +51,7 @@ class ThinkingSplitter:
             if tag:
                 self._part, self._held, self._trims = _Part.ANSWER, rest, True
             else:
-                keep = _length_of_possible(_CLOSE, thought)
+                keep = length_of_possible(_CLOSE, thought)
                 thought, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
             runs.append((True, thought))
         if self._part is _Part.ANSWER:
@@ -62,8 +64,3 @@ class ThinkingSplitter:
         """What was held back."""
         held, self._held = self._held, ""
         return [(self._part is _Part.THINKING, held)] if held else []
-
-
-def _length_of_possible(tag: str, text: str) -> int:
-    """Length of the longest end of the text that begins the tag."""
-    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

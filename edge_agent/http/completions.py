@@ -16,6 +16,7 @@ from edge_agent.agent import Agent
 from edge_agent.http.errors import ApiError, as_api_error, error_body
 from edge_agent.http.requests import ChatCompletion, TextCompletion, parse
 from edge_agent.http.streaming import StreamedResponse, sse, sse_comment, unless_gone
+from edge_agent.http.tool_calls import ToolCall, ToolCallFinder
 from shared.events import Answer, Event, Notice, Text, Token, Waiting
 from shared.messages import FinishReason
 from shared.thinking import ThinkingSplitter
@@ -29,8 +30,8 @@ MODES = {
 }
 """What clients call a model, and the mode that it is."""
 
-Runs = Sequence[tuple[bool, str]]
-"""(is it thinking?, text)"""
+Part = tuple[bool, str] | ToolCall
+"""(is it thinking?, text), or a call of a function"""
 
 
 def mode_of(model: str) -> str:
@@ -48,12 +49,13 @@ def mode_of(model: str) -> str:
 async def chat_completions(request: Request) -> Response:
     asked = parse(ChatCompletion, await request.body())
     agent: Agent = request.app.state.agent
-    messages = [message.as_message() for message in asked.messages]
     mode = mode_of(asked.model)
     events = agent.chat(
-        messages, request_id=request_id(request), mode=mode, shaping=asked.shaping(), **asked.settings()
+        asked.chat(), request_id=request_id(request), mode=mode, shaping=asked.shaping(), **asked.settings()
     )
-    return await _respond(request, asked, _ChatAnswering(asked.model, asked.wants_logprobs), events)
+    calls = ToolCallFinder(asked.functions, forced=asked.forces_call, parallel=asked.parallel_tool_calls)
+    answering = _ChatAnswering(asked.model, asked.wants_logprobs, calls=calls)
+    return await _respond(request, asked, answering, events)
 
 
 async def text_completions(request: Request) -> Response:
@@ -141,61 +143,76 @@ class _Answering:
     _id = ""
     _whole = ""
     _chunk = ""
-    _splits_thinking = True
 
-    def _choice(self, runs: Runs) -> dict[str, Any]:
+    def _choice(self, parts: Sequence[Part]) -> dict[str, Any]:
         """Of a whole answer."""
         raise NotImplementedError
 
-    def _delta(self, runs: Runs) -> dict[str, Any]:
+    def _delta(self, part: Part | None = None) -> dict[str, Any]:
         """Of a chunk."""
         raise NotImplementedError
+
+    def _parts(self, text: str) -> list[Part]:
+        """What is certain, now that this has come."""
+        return [(False, text)]
+
+    def _rest(self) -> list[Part]:
+        """What was held back."""
+        return []
+
+    def _remarks(self) -> list[str]:
+        return []
+
+    def _finish_reason(self, answer: Answer) -> str:
+        """A text that a leaving service cut off is not whole, which clients know as `length`."""
+        return "stop" if answer.finish_reason is FinishReason.STOP else "length"
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         raise NotImplementedError
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
-        thinking = ThinkingSplitter(self._splits_thinking)
-        runs: list[tuple[bool, str]] = []
+        parts: list[Part] = []
         async with aclosing(events):
             async for event in events:
                 self._note(event)
                 if isinstance(event, Text):
-                    runs += thinking.feed(event.text)
+                    parts += self._parts(event.text)
                 elif isinstance(event, Answer):
                     answer = event
-        runs += thinking.finish()
+        parts += self._rest()
         return {
             **self._head(self._whole),
-            "choices": [self._finished(self._choice(runs), finish_reason(answer))],
+            "choices": [self._finished(self._choice(parts), self._finish_reason(answer))],
             "usage": usage(answer),
-            "duet": about(answer, self._notices, self.queue_position),
+            "duet": self._about(answer),
         }
 
     async def chunks(
         self, events: AsyncGenerator[Event, None], *, include_usage: bool
     ) -> AsyncGenerator[bytes, None]:
-        thinking = ThinkingSplitter(self._splits_thinking)
         yield self._sse(self._first_delta())
         try:
             async with aclosing(events):
                 async for event in events:
                     self._note(event)
                     if isinstance(event, Text):
-                        for run in thinking.feed(event.text):
-                            yield self._sse(self._delta([run]))
+                        for part in self._parts(event.text):
+                            yield self._sse(self._delta(part))
                     elif isinstance(event, Waiting):
                         yield sse_comment(f"waiting for the edge model, position {event.position}")
                     elif isinstance(event, Answer):
-                        for run in thinking.finish():
-                            yield self._sse(self._delta([run]))
-                        extra = {"duet": about(event, self._notices, self.queue_position)}
-                        yield self._sse(self._delta([]), finish_reason(event), extra)
+                        for part in self._rest():
+                            yield self._sse(self._delta(part))
+                        extra = {"duet": self._about(event)}
+                        yield self._sse(self._delta(), self._finish_reason(event), extra)
                         if include_usage:
                             yield sse({**self._head(self._chunk), "choices": [], "usage": usage(event)})
         except Exception as error:
             yield sse(error_body(as_api_error(error)))
         yield sse("[DONE]")
+
+    def _about(self, answer: Answer) -> dict[str, Any]:
+        return about(answer, self._notices + self._remarks(), self.queue_position)
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Notice):
@@ -206,7 +223,7 @@ class _Answering:
             self._tokens.append(event)
 
     def _first_delta(self) -> dict[str, Any]:
-        return self._delta([])
+        return self._delta()
 
     def _sse(
         self, delta: dict[str, Any], reason: str | None = None, extra: Mapping[str, Any] | None = None
@@ -227,26 +244,60 @@ class _Answering:
         }
 
 
+@dataclass
 class _ChatAnswering(_Answering):
+    calls: ToolCallFinder = field(default_factory=ToolCallFinder)
+    _thinking: ThinkingSplitter = field(default_factory=ThinkingSplitter)
+    _num_told: int = 0
+    """Calls that chunks have told."""
+
     _id = "chatcmpl"
     _whole = "chat.completion"
     _chunk = "chat.completion.chunk"
 
-    def _choice(self, runs: Runs) -> dict[str, Any]:
+    def _parts(self, text: str) -> list[Part]:
+        return self._sorted(self._thinking.feed(text))
+
+    def _rest(self) -> list[Part]:
+        held = self._sorted(self._thinking.finish())
+        return held + [_as_part(found) for found in self.calls.finish()]
+
+    def _sorted(self, runs: list[tuple[bool, str]]) -> list[Part]:
+        parts: list[Part] = []
+        for is_thought, text in runs:
+            parts += [(True, text)] if is_thought else map(_as_part, self.calls.feed(text))
+        return parts
+
+    def _remarks(self) -> list[str]:
+        return self.calls.remarks
+
+    def _finish_reason(self, answer: Answer) -> str:
+        reason = super()._finish_reason(answer)
+        return "tool_calls" if reason == "stop" and self.calls.num_calls else reason
+
+    def _choice(self, parts: Sequence[Part]) -> dict[str, Any]:
+        runs = [part for part in parts if not isinstance(part, ToolCall)]
+        calls = [_call(part) for part in parts if isinstance(part, ToolCall)]
         thought = "".join(text for is_thought, text in runs if is_thought)
-        message = {
-            "role": "assistant",
-            "content": "".join(text for is_thought, text in runs if not is_thought),
+        said = "".join(text for is_thought, text in runs if not is_thought)
+        message = {"role": "assistant", "content": None if calls and not said else said}
+        return {
+            "message": message
+            | ({"reasoning_content": thought} if thought else {})
+            | ({"tool_calls": calls} if calls else {})
         }
-        return {"message": message | ({"reasoning_content": thought} if thought else {})}
 
     def _first_delta(self) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": ""}}
 
-    def _delta(self, runs: Runs) -> dict[str, Any]:
-        return {
-            "delta": {"reasoning_content" if is_thought else "content": text for is_thought, text in runs}
-        }
+    def _delta(self, part: Part | None = None) -> dict[str, Any]:
+        if part is None:
+            return {"delta": {}}
+        if isinstance(part, ToolCall):
+            self._num_told += 1
+            return {"delta": {"tool_calls": [{"index": self._num_told - 1, **_call(part)}]}}
+        is_thought, text = part
+        return {"delta": {"reasoning_content" if is_thought else "content": text}}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         return {
@@ -267,12 +318,12 @@ class _TextAnswering(_Answering):
 
     _id = "cmpl"
     _whole = _chunk = "text_completion"
-    _splits_thinking = False
 
-    def _choice(self, runs: Runs) -> dict[str, Any]:
-        return {"text": "".join(text for _, text in runs)}
+    def _choice(self, parts: Sequence[Part]) -> dict[str, Any]:
+        return {"text": "".join(part[1] for part in parts if not isinstance(part, ToolCall))}
 
-    _delta = _choice
+    def _delta(self, part: Part | None = None) -> dict[str, Any]:
+        return self._choice([] if part is None else [part])
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         return {
@@ -281,9 +332,16 @@ class _TextAnswering(_Answering):
         }
 
 
-def finish_reason(answer: Answer) -> str:
-    """A text that a leaving service cut off is not whole, which clients know as `length`."""
-    return "stop" if answer.finish_reason is FinishReason.STOP else "length"
+def _as_part(found: str | ToolCall) -> Part:
+    return (False, found) if isinstance(found, str) else found
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 def usage(answer: Answer) -> dict[str, int]:

@@ -33,7 +33,7 @@ from starlette.responses import Response
 from edge_agent.agent import Agent
 from edge_agent.http.completions import request_id
 from edge_agent.http.errors import as_api_error, error_body
-from edge_agent.http.requests import LiveChat, parse
+from edge_agent.http.requests import LiveChat, as_chat, parse
 from edge_agent.http.streaming import StreamedResponse, to_json
 from edge_agent.show import answer_fields
 from shared.events import Answer, Event, Notice, Provisional, Round, Routed, Text, Token, Waiting
@@ -43,9 +43,12 @@ from shared.thinking import ThinkingSplitter
 async def live_chat(request: Request) -> Response:
     asked = parse(LiveChat, await request.body())
     agent: Agent = request.app.state.agent
-    messages = [message.as_message() for message in asked.messages]
     return StreamedResponse(
-        _lines(agent.chat(messages, provisional=True, request_id=request_id(request), **asked.settings)),
+        _lines(
+            agent.chat(
+                as_chat(asked.messages), provisional=True, request_id=request_id(request), **asked.settings
+            )
+        ),
         media_type="application/x-ndjson",
         stall_timeout_s=request.app.state.stall_timeout_s,
     )

@@ -6,11 +6,25 @@ A parameter that is not listed is refused by name, whatever its value, unless th
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from jsonschema import Draft202012Validator, SchemaError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from edge_agent.http.errors import ApiError
+from edge_agent.http.tool_calls import Function, ToolCall, call_schema, returned, with_functions
 from shared.config import REQUEST_SETTINGS
 from shared.messages import Message
 from shared.sampling import MAX_TOP_K
@@ -36,15 +50,92 @@ def _only_text(content: str | list[TextPart]) -> str:
 Content = Annotated[str | list[TextPart], AfterValidator(_only_text)]
 
 
+def _json_object(text: str) -> str:
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise ValueError("must be a JSON object, as text")
+    return text
+
+
+class CalledFunction(_Shape):
+    name: str
+    arguments: Annotated[str, AfterValidator(_json_object)]
+
+
+class MadeCall(_Shape):
+    """A call in an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def written(self) -> str:
+        return ToolCall(self.function.name, self.function.arguments).written()
+
+
 class ChatMessage(_Shape):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     reasoning_content: str | None = None
     """Of an earlier answer. Thoughts are not part of the chat that a model reads, here as elsewhere."""
+    tool_calls: list[MadeCall] = []
+    """By the assistant."""
+    tool_call_id: Annotated[str | None, Field(validate_default=True)] = None
+    """Which call the tool's content answers."""
+    content: Annotated[Content | None, Field(validate_default=True)] = None
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _of_the_assistant(cls, calls: list[MadeCall], known: ValidationInfo) -> list[MadeCall]:
+        if calls and known.data.get("role") != "assistant":
+            raise ValueError("only the role assistant makes calls")
+        return calls
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _of_a_tool(cls, call_id: str | None, known: ValidationInfo) -> str | None:
+        if (call_id is not None) != (known.data.get("role") == "tool"):
+            raise ValueError("the role tool needs one, and no other has it")
+        return call_id
+
+    @field_validator("content")
+    @classmethod
+    def _said_or_called(cls, content: str | None, known: ValidationInfo) -> str | None:
+        if content is None and not known.data.get("tool_calls"):
+            raise ValueError("is missing")
+        return content
 
     def as_message(self) -> Message:
+        text = str(self.content or "")
+        if self.role == "tool":
+            return Message("user", returned(text))
+        calls = [call.written() for call in self.tool_calls]
         role = "system" if self.role == "developer" else self.role
-        return Message(role, str(self.content))
+        return Message(role, "\n".join(filter(None, [text, *calls])))
+
+
+def as_chat(messages: Sequence[ChatMessage]) -> list[Message]:
+    """As a model reads it: what several tools returned is one turn.
+
+    Raises:
+        ApiError: a tool answers a call that nobody made.
+    """
+    made: set[str] = set()
+    for number, message in enumerate(messages):
+        made.update(call.id for call in message.tool_calls)
+        if message.tool_call_id is not None and message.tool_call_id not in made:
+            raise ApiError(
+                f"messages.{number}.tool_call_id: no message before has a call {message.tool_call_id!r}",
+                param=f"messages.{number}.tool_call_id",
+                code="invalid_value",
+            )
+    chat: list[Message] = []
+    for of_tools, group in groupby(messages, lambda message: message.role == "tool"):
+        read = [message.as_message() for message in group]
+        chat += [Message("user", "\n".join(message.content for message in read))] if of_tools else read
+    return chat
 
 
 class JsonSchema(_Shape):
@@ -147,6 +238,35 @@ class _Completion(_Shape):
         return bias
 
 
+def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"is no JSON schema: {error.message}") from None
+    return schema
+
+
+class FunctionShape(_Shape):
+    name: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
+    description: str = ""
+    parameters: Annotated[dict[str, Any], AfterValidator(_json_schema)] = {}
+    strict: bool = False
+
+
+class Tool(_Shape):
+    type: Literal["function"]
+    function: FunctionShape
+
+
+class FunctionName(_Shape):
+    name: str
+
+
+class ChosenTool(_Shape):
+    type: Literal["function"]
+    function: FunctionName
+
+
 class ChatCompletion(_Completion):
     """`POST /v1/chat/completions`"""
 
@@ -156,14 +276,64 @@ class ChatCompletion(_Completion):
     logprobs: bool = False
     top_logprobs: Literal[0] = 0
     """Of other tokens than the chosen one nothing is kept."""
+    tools: Annotated[list[Tool], Field(max_length=128)] = []
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool = "auto"
+    parallel_tool_calls: bool = True
 
     @property
     def wants_logprobs(self) -> bool:
         return self.logprobs
 
+    @property
+    def forces_call(self) -> bool:
+        return self.tool_choice not in ("none", "auto")
+
+    @property
+    def functions(self) -> list[Function]:
+        """Those that may be called."""
+        if self.tool_choice == "none":
+            return []
+        chosen = self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else None
+        return [
+            Function(f.name, f.description, f.parameters, f.strict)
+            for f in (tool.function for tool in self.tools)
+            if chosen in (None, f.name)
+        ]
+
+    def chat(self) -> list[Message]:
+        """Raises ApiError."""
+        return with_functions(as_chat(self.messages), self.functions)
+
     def settings(self) -> dict[str, Any]:
         newer = self.max_completion_tokens
         return super().settings() | ({} if newer is None else {"max_tokens": newer})
+
+    def shaping(self) -> Shaping:
+        shaping = super().shaping()
+        return (
+            replace(shaping, json_schema=json.dumps(call_schema(self.functions)))
+            if self.forces_call
+            else shaping
+        )
+
+    @model_validator(mode="after")
+    def _tools_fit_together(self) -> ChatCompletion:
+        names = [tool.function.name for tool in self.tools]
+        if not names and (given := self.model_fields_set & {"tool_choice", "parallel_tool_calls"}):
+            raise _unfit(min(given), "needs tools")
+        if len(set(names)) < len(names):
+            raise _unfit("tools", "two functions have one name")
+        if self.forces_call and not self.functions:
+            raise _unfit("tool_choice", "names none of the tools")
+        if self.functions and self.response_format.type != "text":
+            raise _unfit("response_format", "and tools exclude each other: a call has a form of its own")
+        if self.forces_call and self.grammar is not None:
+            raise _unfit("grammar", "and a tool_choice that asks for a call exclude each other")
+        return self
+
+
+def _unfit(param: str, what: str) -> ApiError:
+    return ApiError(f"{param} {what}", param=param, code="invalid_value")
 
 
 def _one_prompt(prompt: Any) -> Any:

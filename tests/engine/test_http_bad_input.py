@@ -18,6 +18,9 @@ from tests.tiny_pair import TinyPair
 pytestmark = pytest.mark.engine
 
 MESSAGES = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+BAD_CALL = CALL | {"function": {"name": "f", "arguments": "("}}
 GOOD = {"model": "duet-local", "messages": MESSAGES, "max_tokens": 4}
 
 
@@ -66,7 +69,44 @@ BAD = {
     "a seed of 65 bits": ({"seed": 2**64}, 400, "seed", "invalid_value"),
     "an empty stop text": ({"stop": ""}, 400, "stop.0", "invalid_value"),
     "two answers": ({"n": 2}, 400, "n", "invalid_value"),
-    "tools": ({"tools": [{"type": "function"}]}, 400, "tools", "unknown_parameter"),
+    "a tool without a function": (
+        {"tools": [{"type": "function"}]}, 400, "tools.0.function", "missing_required_parameter",
+    ),
+    "a tool of the server's own": ({"tools": [{"type": "web_search"}]}, 400, "tools.0.type", "invalid_value"),
+    "a function without a usable name": (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        400, "tools.0.function.name", "invalid_value",
+    ),
+    "a function whose parameters are no schema": (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "wish"}}}]},
+        400, "tools.0.function.parameters", "invalid_value",
+    ),
+    "two functions of one name": ({"tools": [TOOL, TOOL]}, 400, "tools", "invalid_value"),
+    "a choice among no tools": ({"tool_choice": "required"}, 400, "tool_choice", "invalid_value"),
+    "a choice of a tool that is not there": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        400, "tool_choice", "invalid_value",
+    ),
+    "tools and another form of the answer": (
+        {"tools": [TOOL], "response_format": {"type": "json_object"}},
+        400, "response_format", "invalid_value",
+    ),
+    "a forced call and another grammar": (
+        {"tools": [TOOL], "tool_choice": "required", "grammar": 'root ::= "a"'},
+        400, "grammar", "invalid_value",
+    ),
+    "OpenAI's older form of tools": ({"functions": [{"name": "f"}]}, 400, "functions", "unknown_parameter"),
+    "a user who makes a call": (
+        {"messages": [{"role": "user", "content": "hi", "tool_calls": [CALL]}]},
+        400, "messages.0.tool_calls", "invalid_value",
+    ),
+    "a call whose arguments are no JSON": (
+        {"messages": [{"role": "assistant", "tool_calls": [BAD_CALL]}]},
+        400, "messages.0.tool_calls.0.function.arguments", "invalid_value",
+    ),
+    "what a tool returned, for no call": (
+        {"messages": [{"role": "tool", "content": "7"}]}, 400, "messages.0.tool_call_id", "invalid_value",
+    ),
     "a parameter nobody knows": ({"temprature": 1}, 400, "temprature", "unknown_parameter"),
     "other tokens' log-probabilities": (
         {"logprobs": True, "top_logprobs": 3}, 400, "top_logprobs", "invalid_value",
