@@ -226,6 +226,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                 end_token_ids=sorted(target.end_token_ids),
                 policies=[wire.POLICY[policy] for policy in self._policies],
                 verification=target.verification,
+                unix_time_ms=int(1e3 * time.time()),
             )
 
     @asynccontextmanager

@@ -39,6 +39,8 @@ class CloudInfo:
     target: str
     context_tokens: int
     vocabulary: Vocabulary
+    clock_ahead_s: float | None
+    """Its clock minus this one, known to within half a round trip; None where it does not say."""
 
 
 @dataclass(slots=True)
@@ -154,16 +156,20 @@ class Cloud:
     async def describe(self) -> CloudInfo:
         """What is served, with the whole vocabulary."""
 
-        async def describe(replica: Replica) -> pb2.DescribeResponse:
+        async def describe(replica: Replica) -> tuple[pb2.DescribeResponse, float]:
             request = pb2.DescribeRequest(include_vocabulary=True)
-            return await self._described(replica, await replica.connect(), request, self._silence_timeout_s)
+            stub = await replica.connect()
+            before = time.time()
+            response = await self._described(replica, stub, request, self._silence_timeout_s)
+            return response, (before + time.time()) / 2
 
-        response = await self._first_that_can(describe)
+        response, now = await self._first_that_can(describe)
         return CloudInfo(
             response.model,
             response.target,
             response.context_tokens,
             wire.decode_vocabulary(response.model, response),
+            response.unix_time_ms / 1e3 - now if response.unix_time_ms else None,
         )
 
     async def generate(self, request: Open, meter: Meter) -> AsyncGenerator[Opened | Tokens | Finished, None]:

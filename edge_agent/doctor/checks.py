@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from edge_agent.doctor.facts import EngineFacts, Facts
+from edge_agent.doctor.facts import EngineFacts, Facts, TlsFault
 from shared.breaker import BreakerState
 from shared.routing import Decision, Route
 
@@ -219,26 +219,33 @@ def check_breakers(facts: Facts) -> Finding | None:
 def check_tls(facts: Facts) -> Finding | None:
     if facts.cloud is None:
         return None
-    tls = facts.tls
-    if not tls.encrypts:
+    if not facts.settings.encrypts:
         if facts.settings.insecure:
             return Finding(
                 "tls", Status.WARN, "the connection is plain text (insecure)", "leave --insecure out"
             )
         return Finding("tls", Status.OK, "not needed: the cloud is on this machine")
-    if tls.error is not None:
-        return Finding(
-            "tls",
-            Status.FAIL,
-            tls.error,
-            "set tls_ca to the file that vouches for the cloud's certificate, or renew that",
-        )
-    if tls.expires_in_s is None:
+    for replica in facts.tls:
+        if replica.fault is not None:
+            said = f"no TLS with {replica.address}: {replica.error}"
+            return Finding("tls", Status.FAIL, said, _TLS_REMEDIES[replica.fault])
+    seen = [replica.expires_in_s for replica in facts.tls if replica.expires_in_s is not None]
+    if not seen:
         return Finding("tls", Status.WARN, "no certificate was seen", "start the cloud, then ask again")
-    found = f"the cloud's certificate is valid for {tls.expires_in_s / 86_400:.0f} days"
-    if tls.expires_in_s < EXPIRES_SOON_S:
+    found = f"the cloud's certificate is valid for {min(seen) / 86_400:.0f} days"
+    if min(seen) < EXPIRES_SOON_S:
         return Finding("tls", Status.WARN, found, "renew it")
     return Finding("tls", Status.OK, found)
+
+
+_TLS_REMEDIES = {
+    TlsFault.EXPIRED: "renew the certificate (`duet-cloud certs server`), or set this machine's clock right",
+    TlsFault.NOT_YET_VALID: "set the clocks of both machines right",
+    TlsFault.OTHER_NAME: "call the cloud by a name in its certificate, or set tls_server_name to that",
+    TlsFault.UNKNOWN_AUTHORITY: "set tls_ca to the file that vouches for the cloud's certificate",
+    TlsFault.PLAIN_TEXT: "give the service a certificate (tls_cert, tls_key), or leave tls_ca out here",
+    TlsFault.OTHER: "see docs/security.md",
+}
 
 
 def check_vocabulary(facts: Facts) -> Finding | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from edge_agent.bench import DraftSpeed, Forecast, LinkSpeed
 from edge_agent.replica import ReplicaStatus
@@ -40,15 +41,28 @@ class ModelFacts:
     """Why it cannot be used, or loaded."""
 
 
+class TlsFault(Enum):
+    """Why a handshake failed."""
+
+    EXPIRED = auto()
+    NOT_YET_VALID = auto()
+    OTHER_NAME = auto()
+    """The certificate is not for the name that was asked."""
+    UNKNOWN_AUTHORITY = auto()
+    PLAIN_TEXT = auto()
+    OTHER = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFacts:
-    """The connection's encryption, looked at beside gRPC."""
+    """A replica's encryption, looked at beside gRPC. Neither fault nor certificate: nobody answered."""
 
-    encrypts: bool
+    address: str
+    fault: TlsFault | None = None
     error: str | None = None
-    """Why the handshake failed."""
+    """What OpenSSL says of the fault."""
     expires_in_s: float | None = None
-    """Of the cloud's certificate."""
+    """Of the replica's certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,8 @@ class Facts:
     model: ModelFacts
     cache_bytes: int | None
     """Of the edge's KV cache; None where the model was not loaded."""
-    tls: TlsFacts
+    tls: tuple[TlsFacts, ...]
+    """Of each replica; none where the connection is plain text."""
     cloud: CloudFacts | None
     """None where the settings ask no cloud."""
     unix_time: float

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import socket
-import ssl
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
@@ -16,12 +14,12 @@ import psutil
 
 from edge_agent.bench import forecast, measure_drafting, measure_link
 from edge_agent.doctor.facts import CloudFacts, EngineFacts, Facts, ModelFacts, TlsFacts
+from edge_agent.doctor.handshake import shake_hands
 from edge_agent.edge_model import EdgeModel
 from edge_agent.opening import open_parts
 from edge_agent.remote import Cloud
 from edge_agent.routing.calibration import Calibration, find_calibration
 from edge_agent.routing.router import limits_of
-from shared.addresses import host_of
 from shared.config import EdgeConfig
 from shared.errors import DuetError, VocabularyMismatch
 from shared.models import ModelCache, Registry, default_cache_dir, file_sha256, resolve
@@ -44,7 +42,7 @@ async def gather(settings: EdgeConfig) -> Facts:
     engine = _engine()
     model = await asyncio.to_thread(_model, settings)
     asks = settings.mode != "local" and not settings.private
-    tls = await asyncio.to_thread(_tls, settings) if asks else TlsFacts(encrypts=False)
+    tls = await asyncio.to_thread(_tls, settings) if asks else ()
     async with AsyncExitStack() as stack:
         cloud, cloud_error = await _opened_cloud(stack, settings) if asks else (None, None)
         edge, load_error = None, None
@@ -164,6 +162,7 @@ async def _cloud(
         model=info.model,
         target=info.target,
         context_tokens=info.context_tokens,
+        clock_ahead_s=info.clock_ahead_s,
     )
     if edge is None:
         return facts
@@ -174,29 +173,10 @@ async def _cloud(
     return replace(facts, num_masked=len(masked))
 
 
-def _tls(settings: EdgeConfig) -> TlsFacts:
-    """Shake hands with the first replica as gRPC would, to see its certificate."""
+def _tls(settings: EdgeConfig) -> tuple[TlsFacts, ...]:
     if not settings.encrypts:
-        return TlsFacts(encrypts=False)
-    address = settings.cloud.split(",")[0]
-    host, port = host_of(address), int(address.rpartition(":")[2])
-    try:
-        context = ssl.create_default_context(cafile=settings.tls_ca)
-        context.set_alpn_protocols(["h2"])
-        if settings.tls_client_cert is not None:
-            context.load_cert_chain(settings.tls_client_cert, settings.tls_client_key)
-        with (
-            socket.create_connection((host, port), timeout=settings.connect_timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=settings.tls_server_name or host) as secure,
-        ):
-            certificate = secure.getpeercert() or {}
-    except ConnectionError:  # nobody there: that is the cloud's finding
-        return TlsFacts(encrypts=True)
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "verify_message", None) or error.strerror or str(error)
-        return TlsFacts(encrypts=True, error=f"no TLS with {host}:{port}: {reason}")
-    ends = str(certificate["notAfter"])
-    return TlsFacts(encrypts=True, expires_in_s=ssl.cert_time_to_seconds(ends) - time.time())
+        return ()
+    return tuple(shake_hands(address, settings) for address in settings.cloud.split(","))
 
 
 def _cache_bytes(edge: EdgeModel | None) -> int | None:

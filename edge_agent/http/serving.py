@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
@@ -17,6 +18,7 @@ from shared.addresses import check_exposure
 from shared.config import EdgeConfig
 from shared.errors import AddressInUse
 from shared.logs import configure_logging
+from shared.pem_files import check_pair
 
 _FINISH_S = 10.0
 """Seconds that running answers get after a signal to stop."""
@@ -29,7 +31,8 @@ async def serve(settings: EdgeConfig, *, on_ready: Callable[[str], None] = lambd
         on_ready: called with the URL once requests are answered.
     Raises:
         AddressInUse: the address cannot be bound.
-        InvalidSetting: it is open to other machines, and neither protected nor meant to be.
+        InvalidSetting: it is open to other machines, and neither protected nor meant to be; or the
+            certificate and its key cannot be used.
         DuetError: see `open_agent`.
     """
     check_exposure(
@@ -39,6 +42,8 @@ async def serve(settings: EdgeConfig, *, on_ready: Callable[[str], None] = lambd
         insecure=settings.serve_insecure,
         remedy="set tls_cert, tls_key and api_key, or serve_insecure where the network itself is trusted",
     )
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        check_pair(Path(settings.tls_cert), Path(settings.tls_key))
     configure_logging(settings.log_format, settings.log_level)
     tracing.send_to(settings.traces_to, "duet")
     with _bound(settings.host, settings.port) as listening:

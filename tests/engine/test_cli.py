@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,6 +23,8 @@ from tests.service import (
     InProcessCloud,
     RunningServer,
     TargetAlone,
+    clean_environment,
+    command,
     eventually,
     in_process_cloud,
     run_duet,
@@ -290,3 +294,30 @@ def test_a_flag_wins_over_the_environment_and_the_file(duet: Duet, tmp_path: Pat
     answer = duet.ask_json(QUESTION, "--max-tokens", "3")
     assert answer["completion_tokens"] == 3
     assert answer["mode"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        pytest.param("duet-cloud", ["plan", "--help"], id="help"),
+        pytest.param("duet", ["config", "show"], id="a table"),
+        pytest.param("duet", ["ask", QUESTION, "--mode=local"], id="an answer as it is made"),
+        pytest.param("duet", ["ask", QUESTION, "--mode=local", "--json"], id="JSON"),
+    ],
+)
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(
+    tiny_pair: TinyPair, tmp_path: Path, program: str, arguments: list[str]
+) -> None:
+    """As `duet ask ... | head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [command(program), *arguments],
+        cwd=tmp_path,
+        env=clean_environment(tmp_path, {"DUET_MODEL": str(tiny_pair.draft_gguf), "DUET_THREADS": "1"}),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writing)
+    assert ended.stderr == b""
+    assert ended.returncode == 1

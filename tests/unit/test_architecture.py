@@ -17,6 +17,7 @@ MAY_IMPORT = {
 APART = {
     "shared.settings",
     "shared.logs",
+    "shared.pem_files",
     "shared.tracing",
     "shared.terminal",
     "shared.llama",

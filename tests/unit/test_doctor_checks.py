@@ -9,7 +9,7 @@ import pytest
 from edge_agent.bench import DraftSpeed, LinkSpeed, forecast
 from edge_agent.doctor import checks
 from edge_agent.doctor.checks import Status, examine, exit_code, outlook
-from edge_agent.doctor.facts import CloudFacts, EngineFacts, Facts, ModelFacts, TlsFacts
+from edge_agent.doctor.facts import CloudFacts, EngineFacts, Facts, ModelFacts, TlsFacts, TlsFault
 from edge_agent.replica import ReplicaStatus
 from shared.breaker import BreakerState
 from shared.config import EdgeConfig
@@ -34,7 +34,7 @@ GOOD = Facts(
     available_bytes=8_000_000_000,
     model=MODEL,
     cache_bytes=50_000_000,
-    tls=TlsFacts(encrypts=False),
+    tls=(),
     cloud=CLOUD,
     unix_time=1_760_000_000.0,
     calibration="844 questions",
@@ -67,6 +67,7 @@ def cloud(**changes: object) -> dict[str, CloudFacts]:
 REFUSED = "the cloud at 127.0.0.1:9 refuses connections; start one with `duet-cloud serve`"
 AWAY = ReplicaStatus("b:1", BreakerState.OPEN, 3.0, "refuses connections")
 HERE = ReplicaStatus("a:1", BreakerState.CLOSED, 0.0, None)
+VALID = TlsFacts("far:1", expires_in_s=90 * 86_400.0)
 TLS = {"settings": with_settings(cloud="far:1")}
 
 
@@ -108,14 +109,21 @@ TLS = {"settings": with_settings(cloud="far:1")}
         ),
         pytest.param(cloud(context_tokens=1024), "cloud", "warn", id="a short context in the cloud"),
         pytest.param(cloud(replicas=(HERE, AWAY)), "replicas", "warn", id="one replica of two is away"),
-        pytest.param(
-            TLS | {"tls": TlsFacts(encrypts=True, error="self-signed certificate")},
-            "tls", "fail", id="a certificate that nobody vouches for",
+        *(
+            pytest.param(
+                TLS | {"tls": (TlsFacts("far:1", fault, "it is so"),)}, "tls", "fail", id=f"tls: {fault.name}"
+            )
+            for fault in TlsFault
         ),
         pytest.param(
-            TLS | {"tls": TlsFacts(encrypts=True, expires_in_s=3 * 86_400.0)},
+            TLS | {"tls": (VALID, TlsFacts("far:2", TlsFault.EXPIRED, "it has expired"))},
+            "tls", "fail", id="a certificate of the second replica that has expired",
+        ),
+        pytest.param(
+            TLS | {"tls": (VALID, TlsFacts("far:2", expires_in_s=3 * 86_400.0))},
             "tls", "warn", id="a certificate that ends in three days",
         ),
+        pytest.param(TLS | {"tls": (TlsFacts("far:1"),)}, "tls", "warn", id="no certificate was seen"),
         pytest.param(
             {"settings": with_settings(cloud="far:1", insecure=True)}, "tls", "warn", id="plain text outside",
         ),
@@ -139,6 +147,11 @@ def test_what_is_wrong_is_found_and_has_something_to_do(changes, check, status):
     assert finding.do
     assert "\n" not in finding.found + finding.do
     assert exit_code(findings) == (status == "fail")
+
+
+def test_a_valid_certificate_is_told_with_its_days():
+    [finding] = [found for found in examine(replace(GOOD, **TLS, tls=(VALID,))) if found.check == "tls"]
+    assert (finding.status, finding.found) == (Status.OK, "the cloud's certificate is valid for 90 days")
 
 
 @pytest.mark.parametrize(
