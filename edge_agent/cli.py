@@ -184,7 +184,8 @@ async def _route(question: str, settings: EdgeConfig, *, every: bool, as_json: b
 @app.command()
 def calibrate(
     results: Annotated[
-        list[Path], typer.Option(help="A folder of `duet eval routing`, or JSON lines; repeatable.")
+        list[Path],
+        typer.Option(help="A folder of `duet eval routing` or `length`, or JSON lines; repeatable."),
     ],
     cloud_share: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of questions that go to the cloud.")
@@ -236,12 +237,13 @@ async def _calibrate(
         name = edge.model.name
         empty = await read_without_content(edge, settings)
         ratio = answers_ratio(num_tokens, num_words, edge.model.tokenize)
+    num_judged = sum(row.edge_correct is not None for row in rows)
     aim = f"cloud share {cloud_share:g}" if quality is None else f"quality {quality:g}"
     calibration = fit(
         rows,
         model=name,
         sha256=model_sha256_of(settings),
-        fitted_on=f"{len(rows)} questions of {', '.join(path.name for path in results)}, threshold for {aim}",
+        fitted_on=f"{num_judged} questions of {', '.join(path.name for path in results)}, threshold for {aim}",
         features=empty.features,
         shape=shape,
         priors=empty.priors,
@@ -251,7 +253,7 @@ async def _calibrate(
     )
     file = output or user_file(name)
     calibration.save(file)
-    typer.echo(f"{file}: fitted on {len(rows)} questions, threshold {calibration.threshold:.3f}")
+    typer.echo(f"{file}: fitted on {num_judged} questions, threshold {calibration.threshold:.3f}")
 
 
 @app.command()

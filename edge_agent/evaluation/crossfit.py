@@ -22,9 +22,11 @@ from shared.errors import InvalidRequest, InvalidSetting
 Row = Mapping[str, Any]
 Bools = NDArray[np.bool_]
 Pair = Literal["own", "routellm"]
-Method = Literal["logistic", "platt", "boosting"]
+Method = Literal["logistic", "platt", "single", "boosting"]
 Scale = Literal["log", "raw"]
 
+SINGLE = "one number, chosen in each fold"
+"""The set of features of which a sweep takes the best one instead of a blend."""
 NUM_FOLDS = 5
 _NUM_INNER_FOLDS = 3
 _STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -114,7 +116,8 @@ def crossfit_probability(
         labels: [n] bool.
         method: "logistic" is the blend that a calibration can hold, its strength chosen within the fold;
             "platt" is the same without a penalty, for a single feature (Platt 1999), monotone in it within a
-            fold; "boosting" is gradient-boosted trees, to see what any blend of these features gives.
+            fold; "single" takes the one feature with the best AUROC on the rows of the fit, so that choosing
+            among many is paid for; "boosting" is gradient-boosted trees: what any blend of these gives.
         groups: [n]; rows of one group are never on both sides of a split.
     Raises:
         InvalidRequest: too few rows, or all alike.
@@ -140,6 +143,18 @@ def crossfit_probability(
             model.fit(table[train], y[train])
             p[held_out] = model.predict_proba(table[held_out])[:, 1]
     return p
+
+
+def single_choices(table: Floats, labels: ArrayLike, *, seed: int = 0) -> NDArray[np.intp]:
+    """[folds] the column that each fold's fit of the method "single" takes."""
+    y = np.asarray(labels, bool)
+    fold = folds(y, len(y), seed=seed)
+    chosen = []
+    for number in range(NUM_FOLDS):
+        train = fold != number
+        filled = np.where(np.isnan(table[train]), np.nanmean(table[train], axis=0), table[train])
+        chosen.append(int(np.argmax(_telling(filled, y[train]))))
+    return np.array(chosen)
 
 
 def crossfit_gain(
@@ -207,6 +222,7 @@ class SweepRow:
     num_features: int
     num_questions: int
     auroc_hard: float
+    """Of a blend fitted to *hard*; all others are of one fitted to *need*."""
     auroc_need: float
     apgr: Estimate
     over_length: Estimate
@@ -243,8 +259,8 @@ def sweep(
     found = []
     for name, features in feature_sets.items():
         table = feature_table(use, features)
-        p = crossfit_probability(table, need)
-        figures = metrics.router_figures(p, edge, cloud)
+        method: Method = "single" if name == SINGLE else "logistic"
+        p = crossfit_probability(table, need, method=method)
         try:
             gain_apgr = metrics.apgr(crossfit_gain(table, edge, cloud), edge, cloud)
         except InvalidRequest:
@@ -254,8 +270,8 @@ def sweep(
                 name=name,
                 num_features=len(features),
                 num_questions=len(use),
-                auroc_hard=figures.auroc_hard,
-                auroc_need=figures.auroc_need,
+                auroc_hard=metrics.auroc(crossfit_probability(table, ~edge, method=method), ~edge),
+                auroc_need=metrics.auroc(p, need),
                 apgr=metrics.bootstrap_interval(metrics.apgr, p, edge, cloud, draws=draws),
                 over_length=metrics.paired_bootstrap_difference(
                     metrics.apgr, p, lengths, edge, cloud, draws=draws
@@ -272,6 +288,7 @@ def sweep(
 
 def _classifier(method: Method, labels: Bools, groups: Sequence[Hashable] | None, seed: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.feature_selection import SelectKBest
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
@@ -281,6 +298,8 @@ def _classifier(method: Method, labels: Bools, groups: Sequence[Hashable] | None
         )
     if method == "platt":
         return _scaled(LogisticRegression(C=np.inf, max_iter=1000))
+    if method == "single":
+        return _scaled(SelectKBest(_telling, k=1), LogisticRegression(C=np.inf, max_iter=1000))
     inner = folds(labels, len(labels), groups=groups, num_folds=_NUM_INNER_FOLDS, seed=seed)
     return GridSearchCV(
         _scaled(LogisticRegression(max_iter=1000)),
@@ -313,13 +332,24 @@ def _regressor(boosting: bool, num_rows: int, groups: Sequence[Hashable] | None,
     )
 
 
-def _scaled(model: Any) -> Any:
+def _telling(table: Floats, labels: Bools) -> Floats:
+    """[features] how far each AUROC is from chance, either way up."""
+    return np.array([abs(metrics.auroc(column, labels) - 0.5) for column in table.T])
+
+
+def _scaled(*steps: Any) -> Any:
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
+    *before, model = steps
     return Pipeline(
-        [("fill", SimpleImputer(keep_empty_features=True)), ("scale", StandardScaler()), ("model", model)]
+        [
+            ("fill", SimpleImputer(keep_empty_features=True)),
+            ("scale", StandardScaler()),
+            *((f"step{i}", step) for i, step in enumerate(before)),
+            ("model", model),
+        ]
     )
 
 

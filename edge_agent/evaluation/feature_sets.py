@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from edge_agent.evaluation.crossfit import feature_names
+from edge_agent.evaluation.crossfit import SINGLE, feature_names
 from edge_agent.evaluation.runs import Row
 from edge_agent.routing.probes import SHAPE_FEATURES
 
@@ -45,9 +45,10 @@ def _course(row: Row) -> dict[str, float]:
 def feature_sets(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Named sets of the features that these rows have.
 
-    Each probe alone; shape (what can be seen without the model); probes in the model's own mouth (which share
-    one reading of the question); probes that ask about the question in a prompt, with and without examples;
-    everything known before an answer; and that with the answer's first tokens or all of it.
+    Each probe alone; every number known before an answer, of which a sweep takes one; shape (what can be seen
+    without the model); probes in the model's own mouth (which share one reading of the question); probes
+    that ask about the question in a prompt, with and without examples; everything known before an answer;
+    and that with the answer's first tokens or all of it.
     """
     names = feature_names(rows)
     shape = _starting(names, SHAPE_FEATURES)
@@ -58,6 +59,7 @@ def feature_sets(rows: Sequence[Row]) -> dict[str, list[str]]:
     sets = {"prompt length": _starting(names, ("prompt_tokens.",)), "shape": shape}
     for probe in sorted({name.partition(".")[0] for name in probes}):
         sets[probe] = [name for name in probes if name.partition(".")[0] == probe]
+    sets[SINGLE] = probes + shape
     sets["suffix probes"] = own_mouth
     sets["prompt-form probes"] = asked
     sets["suffix probes and shape"] = own_mouth + shape

@@ -97,7 +97,7 @@ class _Examiner:
 
     def _probe(self, item: Item) -> Row:
         question = self._reader.question([Message("user", item.question)])
-        readings = self._reader.read(question, self._probes)
+        readings = self._reader.read(question, self._probes, answer_follows=False)
         features = cheap_features(question)
         for reading in readings:
             features |= reading.features

@@ -155,7 +155,7 @@ class _Examiner:
             began = time.monotonic()
             before = self._edge.context.num_decoded_tokens
             question = self._reader.question([Message("user", item.question)])
-            readings = self._reader.read(question, self._asked)
+            readings = self._reader.read(question, self._asked, answer_follows=False)
             evaluated = self._edge.context.num_decoded_tokens - before
             return _Read(question, readings, evaluated, time.monotonic() - began)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.evaluation import plots
+from edge_agent.evaluation.markdown import show
 from edge_agent.evaluation.metrics import Bins, Estimate
 from edge_agent.evaluation.page import Part, Picture, Section, Table
 from edge_agent.evaluation.plots import Curve, Group, Setting
@@ -131,10 +132,10 @@ def _routing(runs: Sequence[Run]) -> Section:
 def _routing_headline(views: Sequence[_View]) -> Table:
     def of(role: str, metric: Callable[[Router], Estimate | None]) -> list[str]:
         routers = [_best(view.summary, role) for view in views]
-        return [_number(metric(router) if router else None) for router in routers]
+        return [show(metric(router) if router else None) for router in routers]
 
     def calibrated(metric: Callable[[Reliability], Estimate]) -> list[str]:
-        return [_number(metric(s.reliability) if s.reliability else None) for s in summaries]
+        return [show(metric(s.reliability) if s.reliability else None) for s in summaries]
 
     summaries = [view.summary for view in views]
     rows = [
@@ -170,7 +171,7 @@ def _routing_headline(views: Sequence[_View]) -> Table:
 def _length_difference(s: RoutingSummary) -> str:
     if s.blend_minus_length is None:
         return "–"
-    return f"{_number(s.blend_minus_length)}: {s.verdict}"
+    return f"{show(s.blend_minus_length)}: {s.verdict}"
 
 
 def _routing_together(views: Sequence[_View]) -> list[Picture]:
@@ -225,7 +226,7 @@ def _routing_view(view: _View) -> Part:
                 name=f"{view.name}-calibration",
                 title="Calibration of the blend",
                 caption="Cross-fitted probabilities; a dot is a bin, its size the number of questions."
-                f" Dotted: perfectly calibrated. ECE {_number(r.ece)}, Brier score {_number(r.brier)}."
+                f" Dotted: perfectly calibrated. ECE {show(r.ece)}, Brier score {show(r.brier)}."
                 f"{needed} {n}.",
                 figure=plots.calibration(Bins(r.edges, r.predicted, r.observed, r.counts)),
             )
@@ -280,7 +281,7 @@ def _routers(view: _View) -> Table:
     return Table(
         title="Every probe",
         columns=["", *known],
-        rows=[[r.name, *(_number(metric(r)) for metric in known.values())] for r in view.summary.routers],
+        rows=[[r.name, *(show(metric(r)) for metric in known.values())] for r in view.summary.routers],
         note=f"{INTERVALS} Scores as they stand: below .5 is a score that is upside down.{unread}",
     )
 
@@ -363,7 +364,7 @@ def _length(runs: Sequence[Run]) -> Section:
 
 
 def _length_errors(shown: Sequence[tuple[Run, LengthSummary]]) -> Table:
-    columns = [{p.name: _number(p.error, 1) for p in summary.predictors} for _, summary in shown]
+    columns = [{p.name: show(p.error, 1) for p in summary.predictors} for _, summary in shown]
     names = dict.fromkeys(name for column in columns for name in column)
     return Table(
         title="Error (tokens) of each predictor",
@@ -389,8 +390,8 @@ def _length_run(run: Run, s: LengthSummary) -> Part:
             [
                 p.name,
                 f"{len(p.actual):,}",
-                _number(p.error, 1),
-                _number(p.over_constant, 2),
+                show(p.error, 1),
+                show(p.over_constant, 2),
                 _share(p.within_50),
                 _share(p.within_100),
                 "–" if p.parse_failures is None else f"{p.parse_failures:.1%}",
@@ -402,7 +403,7 @@ def _length_run(run: Run, s: LengthSummary) -> Part:
         + ("" if s.blend_minus_length is None else f" {_length_verdict(s)}")
         + "".join(
             f" Two answers to one question at temperature {f.temperature:g} differ by"
-            f" {_number(f.pair_difference, 1)} tokens; no predictor's error is below half of that."
+            f" {show(f.pair_difference, 1)} tokens; no predictor's error is below half of that."
             for f in s.floors
         ),
     )
@@ -413,20 +414,20 @@ def _length_run(run: Run, s: LengthSummary) -> Part:
             [
                 f"{c.prompt}, temperature {c.temperature:g}",
                 f"{c.num_answers:,}",
-                _number(c.tokens, 1),
+                show(c.tokens, 1),
                 _share(c.accuracy),
                 f"{c.censored:.1%}",
             ]
             for c in s.conditions
         ],
         note=f"{INTERVALS} Tokens: mean of the answers that ended by themselves."
-        + ("" if s.tokens_per_word is None else f" Tokens per word: {_number(s.tokens_per_word, 2)}."),
+        + ("" if s.tokens_per_word is None else f" Tokens per word: {show(s.tokens_per_word, 2)}."),
     )
     effects = Table(
         title="The same question, temperature and seed: difference to the plain prompt",
         columns=["", "tokens", "accuracy"],
         rows=[
-            [f"{e.prompt}, temperature {e.temperature:g}", _number(e.tokens, 1), _share(e.accuracy)]
+            [f"{e.prompt}, temperature {e.temperature:g}", show(e.tokens, 1), _share(e.accuracy)]
             for e in s.effects
         ],
         note=INTERVALS,
@@ -447,7 +448,7 @@ def _length_run(run: Run, s: LengthSummary) -> Part:
 
 
 def _length_verdict(s: LengthSummary) -> str:
-    return f"Blend minus prompt length: {_number(s.blend_minus_length, 1)} tokens: {s.verdict}."
+    return f"Blend minus prompt length: {show(s.blend_minus_length, 1)} tokens: {s.verdict}."
 
 
 # --- speculation -----------------------------------------------------------------------------------------
@@ -484,8 +485,8 @@ def _speculation_together(shown: Sequence[tuple[Run, SpeculationSummary]]) -> li
         )
 
     return [
-        table("Acceptance length of each setting", lambda x: _number(x.acceptance_length, 2)),
-        table("Target passes per committed token", lambda x: _number(x.passes_per_token)),
+        table("Acceptance length of each setting", lambda x: show(x.acceptance_length, 2)),
+        table("Target passes per committed token", lambda x: show(x.passes_per_token)),
         table("Agreement with the lossless answer", lambda x: _share(x.agreement)),
     ]
 
@@ -514,11 +515,11 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
             [
                 x.setting,
                 f"{x.num_questions:,}",
-                _number(x.acceptance_length, 2),
+                show(x.acceptance_length, 2),
                 _share(x.acceptance_rate),
-                _number(x.alpha_hat, 2),
-                _number(x.passes_per_token, 3),
-                _number(x.seconds_per_token, 3),
+                show(x.alpha_hat, 2),
+                show(x.passes_per_token, 3),
+                show(x.seconds_per_token, 3),
                 _share(x.agreement),
                 _share(x.accuracy),
             ]
@@ -631,16 +632,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _number(estimate: Estimate | None, digits: int = 3) -> str:
-    """`0.651 [0.600, 0.702]`, or a dash."""
-    if estimate is None or not np.isfinite(estimate.value):
-        return "–"
-    text = f"{estimate.value:.{digits}f}"
-    if np.isfinite(estimate.low):
-        text += f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-    return text
 
 
 def _share(estimate: Estimate | None) -> str:

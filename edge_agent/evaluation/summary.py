@@ -7,7 +7,7 @@ not fitted again in each draw. What cannot be computed is None, and `missing` sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, is_dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from edge_agent.evaluation.crossfit import (
     feature_table,
     outcomes,
 )
+from edge_agent.evaluation.markdown import markdown_table, show
 from edge_agent.evaluation.metrics import Estimate, Floats
 from shared.errors import InvalidRequest
 
@@ -146,13 +147,13 @@ class RoutingSummary:
 
     def to_markdown(self) -> str:
         lines = [
-            f"{self.num_questions:,} questions; accuracy of the edge {_text(self.edge)},"
-            f" of the cloud {_text(self.cloud)}.",
+            f"{self.num_questions:,} questions; accuracy of the edge {show(self.edge)},"
+            f" of the cloud {show(self.cloud)}.",
             "",
-            _table(
+            markdown_table(
                 ["", "AUROC (hard)", "AUROC (need)", "APGR", "CPT(50%)", "CPT(80%)"],
                 [
-                    [r.name, *map(_text, (r.auroc_hard, r.auroc_need, r.apgr, r.cpt50, r.cpt80))]
+                    [r.name, *map(show, (r.auroc_hard, r.auroc_need, r.apgr, r.cpt50, r.cpt80))]
                     for r in self.routers
                 ],
             ),
@@ -160,13 +161,13 @@ class RoutingSummary:
         if self.blend_minus_length is not None:
             lines += [
                 "",
-                f"Blend minus prompt length, APGR: {_text(self.blend_minus_length)}: {self.verdict}.",
+                f"Blend minus prompt length, APGR: {show(self.blend_minus_length)}: {self.verdict}.",
             ]
         if (r := self.reliability) is not None:
             lines += [
                 "",
-                f"Blend: ECE {_text(r.ece)} (a perfect predictor: up to {r.ece_ceiling:.3f}), Brier"
-                f" {_text(r.brier)}, Brier skill {_text(r.brier_skill)}.",
+                f"Blend: ECE {show(r.ece)} (a perfect predictor: up to {r.ece_ceiling:.3f}), Brier"
+                f" {show(r.brier)}, Brier skill {show(r.brier_skill)}.",
             ]
         lines += [f"\nNot understood, {name}: {share:.1%}." for name, share in self.parse_failures.items()]
         return "\n".join([*lines, *(f"\nMissing: {reason}." for reason in self.missing)]) + "\n"
@@ -420,25 +421,30 @@ class LengthSummary:
 
     def to_markdown(self) -> str:
         parts = [
-            _table(
+            markdown_table(
                 ["", "Error (tokens)", "Acc-50", "Acc-100", "of the best constant's", "not understood"],
                 [
                     [
                         p.name,
-                        *(_text(p.error, 1), _text(p.within_50), _text(p.within_100), _text(p.over_constant)),
+                        *(
+                            show(p.error, 1),
+                            show(p.within_50),
+                            show(p.within_100),
+                            show(p.over_constant),
+                        ),
                         "–" if p.parse_failures is None else f"{p.parse_failures:.1%}",
                     ]
                     for p in self.predictors
                 ],
             ),
-            _table(
+            markdown_table(
                 ["", "answers", "tokens", "accuracy", "censored"],
                 [
                     [
                         f"{c.prompt}, temperature {c.temperature:g}",
                         f"{c.num_answers:,}",
-                        _text(c.tokens, 1),
-                        _text(c.accuracy),
+                        show(c.tokens, 1),
+                        show(c.accuracy),
                         f"{c.censored:.1%}",
                     ]
                     for c in self.conditions
@@ -447,20 +453,20 @@ class LengthSummary:
         ]
         if self.blend_minus_length is not None:
             parts.append(
-                f"Blend minus prompt length, tokens: {_text(self.blend_minus_length, 1)}: {self.verdict}."
+                f"Blend minus prompt length, tokens: {show(self.blend_minus_length, 1)}: {self.verdict}."
             )
         parts += [
-            f"{e.prompt} against plain at temperature {e.temperature:g}: {_text(e.tokens, 1)} tokens,"
-            f" accuracy {_text(e.accuracy)}."
+            f"{e.prompt} against plain at temperature {e.temperature:g}: {show(e.tokens, 1)} tokens,"
+            f" accuracy {show(e.accuracy)}."
             for e in self.effects
         ]
         parts += [
             f"Two answers to one question at temperature {f.temperature:g} differ by"
-            f" {_text(f.pair_difference, 1)} tokens; no predictor's error is below half of that."
+            f" {show(f.pair_difference, 1)} tokens; no predictor's error is below half of that."
             for f in self.floors
         ]
         if self.tokens_per_word is not None:
-            parts.append(f"Tokens per word: {_text(self.tokens_per_word)}.")
+            parts.append(f"Tokens per word: {show(self.tokens_per_word)}.")
         return "\n\n".join([*parts, *(f"Missing: {reason}." for reason in self.missing)]) + "\n"
 
 
@@ -671,22 +677,25 @@ class SpeculationSummary:
 
     def to_markdown(self) -> str:
         columns = ["", "questions", "acceptance length", "acceptance rate", "α̂", "passes per token"]
-        table = _table(
+        table = markdown_table(
             [*columns, "s per token", "agreement", "accuracy"],
             [
                 [
                     s.setting,
                     f"{s.num_questions:,}",
-                    *map(_text, (s.acceptance_length, s.acceptance_rate, s.alpha_hat, s.passes_per_token)),
-                    *map(_text, (s.seconds_per_token, s.agreement, s.accuracy)),
+                    *map(
+                        show,
+                        (s.acceptance_length, s.acceptance_rate, s.alpha_hat, s.passes_per_token),
+                    ),
+                    *map(show, (s.seconds_per_token, s.agreement, s.accuracy)),
                 ]
                 for s in self.settings
             ],
         )
         categories = sorted({name for s in self.settings for name in s.by_category})
-        by_category = _table(
+        by_category = markdown_table(
             ["acceptance length", *(s.setting for s in self.settings)],
-            [[name, *(_text(s.by_category.get(name)) for s in self.settings)] for name in categories],
+            [[name, *(show(s.by_category.get(name)) for s in self.settings)] for name in categories],
         )
         return "\n\n".join([table, by_category, *(f"Missing: {reason}." for reason in self.missing)]) + "\n"
 
@@ -747,8 +756,8 @@ def _dominates(a: SettingSummary, b: SettingSummary) -> bool:
 def sweep_markdown(found: Sequence[SweepRow]) -> str:
     """The table of a sweep; intervals are 95% percentile bootstraps over questions."""
     columns = (
-        "signals", "n", "AUROC hard", "AUROC need", "APGR", "minus prompt length", "boosted", "ECE (ceiling)",
-        "Brier skill",
+        "signals", "n", "AUROC hard", "AUROC need", "APGR", "minus prompt length",
+        "fitted to gain", "boosted", "ECE (ceiling)", "Brier skill",
     )  # fmt: skip
     rows = [
         (
@@ -756,29 +765,13 @@ def sweep_markdown(found: Sequence[SweepRow]) -> str:
             str(row.num_questions),
             f"{row.auroc_hard:.3f}",
             f"{row.auroc_need:.3f}",
-            _text(row.apgr),
-            f"{_text(row.over_length)} {verdict(row.over_length)}",
+            show(row.apgr),
+            f"{show(row.over_length)} {verdict(row.over_length)}",
+            "–" if math.isnan(row.gain_apgr) else f"{row.gain_apgr:.3f}",
             f"{row.boosting_apgr:.3f}",
             f"{row.ece:.3f} ({row.ece_ceiling:.3f})",
             f"{row.brier_skill:+.3f}",
         )
         for row in found
     ]
-    return _table(columns, rows)
-
-
-# --- tables ----------------------------------------------------------------------------------------------
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _text(estimate: Estimate | None, digits: int = 3) -> str:
-    if estimate is None or math.isnan(estimate.value):
-        return "–"
-    text = f"{estimate.value:.{digits}f}"
-    if math.isnan(estimate.low):
-        return text
-    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return markdown_table(columns, rows)

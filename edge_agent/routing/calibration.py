@@ -25,6 +25,11 @@ from shared.errors import InvalidRequest, InvalidSetting
 VERSION = 2
 MIN_QUESTIONS = 40
 
+_PLAIN = "plain"
+"""The prompt of a length run's answers that were not asked for their length; other rows have none."""
+_CHOICE = "choice"
+"""The kind of a question that is answered by a letter."""
+
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -155,7 +160,8 @@ class Result:
     """One evaluated question."""
 
     features: dict[str, float]
-    edge_correct: bool
+    edge_correct: bool | None
+    """None in a length run, from which only lengths are learnt."""
     cloud_correct: bool | None
     completion_tokens: int | None
     """Of a whole answer in words; None where it was cut off, or only a letter was asked for."""
@@ -163,7 +169,7 @@ class Result:
     @property
     def label(self) -> bool:
         """Is the cloud needed? Where it is not known to be right: the edge is wrong."""
-        return not self.edge_correct and self.cloud_correct is not False
+        return self.edge_correct is False and self.cloud_correct is not False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +181,11 @@ class Written:
 
 
 def read_results(path: Path) -> tuple[list[Result], Written]:
-    """Read evaluation results, and how many words and tokens the edge model's answers in them hold.
+    """Read evaluation results, and how many words and tokens the edge model's plain answers in them hold.
 
     JSON lines of three kinds: a flat row with `features`, `edge_correct` and, where known, `cloud_correct`
-    and `completion_tokens`; a row of a routing run, with `edge` and `cloud` instead; a row of
-    a length run, with `tokens` and `words`, which tells of nothing else.
+    and `completion_tokens`; a row of a routing run, with `edge` and `cloud` instead; a row of a length run,
+    with `tokens` and `words`.
 
     Raises:
         InvalidRequest: names the line that cannot be read.
@@ -193,12 +199,13 @@ def read_results(path: Path) -> tuple[list[Result], Written]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            edge = row.get("edge", row)
-            if edge.get("tokens") and edge.get("words"):
-                num_tokens += int(edge["tokens"])
-                num_words += int(edge["words"])
-            if "edge" in row or "tokens" not in row:
-                results.append(_result(row))
+            if row.get("prompt", _PLAIN) != _PLAIN:  # asked to say its length first
+                continue
+            answer = row.get("edge", row)
+            if answer.get("tokens") and answer.get("words") and row.get("kind") != _CHOICE:
+                num_tokens += int(answer["tokens"])
+                num_words += int(answer["words"])
+            results.append(result_of(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest(
                 f"{path}, line {number}: not a result with features and edge_correct ({error!r})"
@@ -206,16 +213,19 @@ def read_results(path: Path) -> tuple[list[Result], Written]:
     return results, Written(num_tokens, num_words)
 
 
-def _result(row: Mapping[str, Any]) -> Result:
+def result_of(row: Mapping[str, Any]) -> Result:
+    """The result that a row says, of any of the kinds that `read_results` takes."""
     features = {str(k): float(v) for k, v in row["features"].items()}
-    if "edge" not in row:
+    if "edge_correct" in row:
         tokens = row.get("completion_tokens")
         return Result(features, bool(row["edge_correct"]), row.get("cloud_correct"), tokens)
-    edge, cloud = row["edge"], row.get("cloud") or {}
-    whole = row.get("kind") != "choice" and not edge.get("censored")
-    return Result(
-        features, bool(edge["correct"]), cloud.get("correct"), edge.get("tokens") if whole else None
-    )
+    answer = row.get("edge", row)
+    whole = row.get("kind") != _CHOICE and not answer.get("censored")
+    if "edge" not in row:
+        return Result(features, None, None, int(row["tokens"]) if whole else None)
+    cloud = row.get("cloud") or {}
+    tokens = answer.get("tokens") if whole else None
+    return Result(features, bool(answer["correct"]), cloud.get("correct"), tokens)
 
 
 def fit(
@@ -248,15 +258,16 @@ def fit(
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise InvalidSetting("fitting needs scikit-learn; run: pip install 'duet-llm[route]'") from None
-    labels = np.array([result.label for result in results])
-    if len(results) < MIN_QUESTIONS or labels.all() or not labels.any():
+    judged = [result for result in results if result.edge_correct is not None]
+    labels = np.array([result.label for result in judged], bool)
+    if len(judged) < MIN_QUESTIONS or labels.all() or not labels.any():
         raise InvalidRequest(
-            f"{len(results)} results with {int(labels.sum())} that need the cloud are too few to fit on;"
+            f"{len(judged)} results with {int(labels.sum())} that need the cloud are too few to fit on;"
             f" bring {MIN_QUESTIONS} or more, of both kinds"
         )
-    names = sorted({name for result in results for name in result.features} & set(features))
+    names = sorted({name for result in judged for name in result.features} & set(features))
     blended = [name for name in names if shape or not name.startswith(SHAPE_FEATURES)]
-    table = _Table.of([result.features for result in results], blended)
+    table = _Table.of([result.features for result in judged], blended)
     regression = LogisticRegression(C=0.1, max_iter=1000).fit(table.scaled, labels)
     calibration = Calibration(
         model=model,
@@ -269,8 +280,8 @@ def fit(
         tokens_per_word=None if tokens_per_word is None else round(tokens_per_word, 3),
         priors={key: [round(float(x), 4) for x in prior] for key, prior in priors.items()},
     )
-    p = np.array([calibration.p_cloud(result.features) for result in results])
-    return calibration.model_copy(update={"threshold": _threshold(p, results, cloud_share, quality)})
+    p = np.array([calibration.p_cloud(result.features) for result in judged])
+    return calibration.model_copy(update={"threshold": _threshold(p, judged, cloud_share, quality)})
 
 
 def _fit_length(results: Sequence[Result], names: Sequence[str]) -> LengthFit | None:

@@ -42,11 +42,20 @@ class QuestionReader:
         half = room // 2
         return Question(tuple(messages), (*token_ids[:half], *token_ids[half - room :]), is_cut=True)
 
-    def read(self, question: Question, probes: Sequence[Probe]) -> list[Reading]:
-        """One reading for each probe that applies. Then the cache holds the question, for the answer."""
+    def read(
+        self, question: Question, probes: Sequence[Probe], *, answer_follows: bool = True
+    ) -> list[Reading]:
+        """One reading for each probe that applies.
+
+        Args:
+            answer_follows: leave the question in the cache, for its answer; without, the last prompt stays
+                there, so that examples which many questions share are evaluated once.
+        """
         probes = [probe for probe in probes if probe.applies(question)]
         priors = {probe.name: self._prior(probe, question) for probe in probes}
         said = self._ask(question, probes)
+        if answer_follows:
+            self._restore(list(question.token_ids))
         return [
             probe.read(self._model, question, heard, priors[probe.name])
             for probe, heard in zip(probes, said, strict=True)
@@ -81,8 +90,6 @@ class QuestionReader:
         for i, probe in enumerate(probes):
             if i not in said:
                 said[i] = self._ask_alone(prompts[i], probe.max_words)
-        if len(shares) < len(probes):
-            self._restore(ids)
         return [said[i] for i in range(len(probes))]
 
     def _ask_sharing(self, ids: list[int], suffixes: dict[int, list[int]]) -> dict[int, Said]:
@@ -123,8 +130,9 @@ class QuestionReader:
         return Said(first.logprobs, text, tuple(heard))
 
     def _restore(self, ids: list[int]) -> None:
-        kept = self._context.align(self._sequence, ids[:-1])
-        self._context.extend(self._sequence, ids[kept:], 1)
+        if self._context.cached[self._sequence] != ids:
+            kept = self._context.align(self._sequence, ids[:-1])
+            self._context.extend(self._sequence, ids[kept:], 1)
 
 
 def prior_key(probe: OptionProbe, question: Question) -> str:

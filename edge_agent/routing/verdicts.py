@@ -27,6 +27,8 @@ _NEGATED_ME = re.compile(
     r"|\bi'm (?:not|unable)|beyond (?:me|my)|too (?:hard|difficult|complex) for me"
 )
 _STRONGER_SAID = re.compile(_STRONGER)
+_BOTH_NAMED = re.compile(rf"\b(?:you|me|myself)\"?,? or \"?(?:for |by )?(?:a |the )?(?:{_STRONGER})")
+"""The question, said again: "to determine whether it is better for you or for the more powerful model"."""
 _ME_SAID = re.compile(
     rf"(?:{_ME})[^.;,\n]{{0,25}}?"
     r"(?:can|should|could|will|would|am|'ll|is better|is enough|suffices?|is sufficient)"
@@ -58,6 +60,7 @@ def parse_verdict(text: str) -> float | None:
 def _verdict_of(line: str) -> float | None:
     if re.search(r"\b(?:either|both)\b[^.\n]*\b(?:can|could|would|will|do|fine|of us)\b", line):
         return 0.5
+    line = _BOTH_NAMED.sub(" ", line)
     if _NEGATED_STRONGER.search(line):
         return 0.0
     if _NEGATED_ME.search(line):

@@ -108,8 +108,16 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 
 
 def num_lines(folder: Path) -> int:
+    return rows_file(folder).count(b"\n")
+
+
+def rows_file(folder: Path) -> bytes:
     rows = folder / "rows.jsonl"
-    return rows.read_bytes().count(b"\n") if rows.exists() else 0
+    return rows.read_bytes() if rows.exists() else b""
+
+
+def manifest_of(folder: Path) -> Path:
+    return folder / "manifest.json"
 
 
 def rows_of(folder: Path) -> dict[str, Row]:
@@ -180,21 +188,24 @@ def test_workers_on_ray_make_the_rows_of_one(
 # Runs that survive
 
 
-def test_a_kill_in_the_middle_costs_no_finished_question(
+def test_kills_again_and_again_cost_no_finished_question(
     home: Path, tiny_pair: TinyPair, service: RunningServer
 ) -> None:
     folder = home / "killed"
-    arguments = (*routing(tiny_pair, service), "--parallel", "1", "--limit", "40", "--out", str(folder))
-    with asking(home, *arguments) as process:
-        wait_for(process, lambda: num_lines(folder) >= 2)
-        process.kill()
-        process.wait()
-    left = (folder / "rows.jsonl").read_bytes()
-    finished = left[: left.rfind(b"\n") + 1]
-    assert 2 <= finished.count(b"\n") < 40
+    arguments = (*routing(tiny_pair, service), "--parallel", "1", "--limit", "60", "--out", str(folder))
+    finished = b""
+    for num_rows in (0, 2, 9, 10, 35):  # 0: the manifest is there, and no row yet
+        with asking(home, *arguments) as process:
+            wait_for(process, lambda n=num_rows: num_lines(folder) >= n and manifest_of(folder).exists())
+            process.kill()
+            process.wait()
+        left = rows_file(folder)
+        assert left.startswith(finished)
+        finished = left[: left.rfind(b"\n") + 1]
+        assert num_rows <= finished.count(b"\n") < 60
     asked(home, *arguments)
-    assert (folder / "rows.jsonl").read_bytes().startswith(finished)
-    assert len(rows_of(folder)) == 40
+    assert rows_file(folder).startswith(finished)
+    assert len(rows_of(folder)) == 60
 
 
 def with_cloud_killed(home: Path, pair: TinyPair, folder: Path, *arguments: str) -> dict[str, Row]:

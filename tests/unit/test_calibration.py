@@ -101,6 +101,13 @@ def test_lengths_are_learnt_from_the_answers_that_were_whole():
     assert fitted(results(), cloud_share=0.4).length is None
 
 
+def test_a_length_run_teaches_lengths_and_nothing_else():
+    lengths = [replace(row, edge_correct=None, completion_tokens=100) for row in results(100, seed=1)]
+    without, beside = fitted(results(), cloud_share=0.4), fitted([*results(), *lengths], cloud_share=0.4)
+    assert beside.model_copy(update={"length": None}) == without
+    assert beside.length.tokens({"who": 0.5}) == pytest.approx(100, rel=0.01)
+
+
 def test_what_auto_does_not_read_is_left_out_of_the_blend():
     assert set(fitted(results(), cloud_share=0.4, features={"who"}).weights) == {"who"}
 
@@ -202,14 +209,21 @@ def test_rows_of_a_run_are_read_and_their_words_counted(home):
     said = {"features": {"who": 0.5}, "values": {"bins": 20.0}}
     routing = said | {"edge": {"correct": False, "tokens": 30, "words": 20}, "cloud": {"correct": True}}
     letter = said | {"edge": {"correct": True, "tokens": None}, "cloud": None}
-    length = said | {"tokens": 10, "words": 5, "correct": None}
-    (home / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (routing, letter, length)))
+    short = said | {"kind": "choice", "edge": {"correct": True, "tokens": 2, "words": 1}}
+    length = said | {"prompt": "plain", "tokens": 10, "words": 5, "correct": None}
+    cut = length | {"censored": True}
+    asked = length | {"prompt": "words-first-line", "tokens": 4, "words": 1}
+    rows = (routing, letter, short, length, cut, asked)
+    (home / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results, written = read_results(home / "r.jsonl")
     assert results == [
         Result({"who": 0.5}, False, True, 30),
         Result({"who": 0.5}, True, None, None),
+        Result({"who": 0.5}, True, None, None),
+        Result({"who": 0.5}, None, None, 10),
+        Result({"who": 0.5}, None, None, None),
     ]
-    assert written == Written(40, 25)
+    assert written == Written(30 + 10 + 10, 20 + 5 + 5)
 
 
 def test_the_ratio_of_words_to_tokens_is_kept(home):

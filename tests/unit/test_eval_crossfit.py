@@ -18,6 +18,7 @@ from edge_agent.evaluation.crossfit import (
     feature_table,
     folds,
     outcomes,
+    single_choices,
     sweep,
 )
 from shared.errors import InvalidRequest, InvalidSetting
@@ -50,7 +51,7 @@ def routing_rows(num=400, seed=0, losses=True):
     ]
 
 
-@pytest.mark.parametrize("method", ["logistic", "boosting"])
+@pytest.mark.parametrize("method", ["logistic", "single", "boosting"])
 def test_a_blend_finds_the_feature_that_counts(method):
     table, labels = informed()
     p = crossfit_probability(table, labels, method=method)
@@ -65,11 +66,18 @@ def test_the_logistic_blend_is_calibrated():
     assert metrics.ece(p, labels) < metrics.ece_ceiling(p)
 
 
-@pytest.mark.parametrize("method", ["logistic", "boosting"])
+@pytest.mark.parametrize("method", ["logistic", "single", "boosting"])
 def test_noise_teaches_nothing_out_of_fold(method):
     rng = np.random.default_rng(1)
     table, labels = rng.normal(size=(400, 20)), rng.random(400) < 0.5
     assert abs(metrics.auroc(crossfit_probability(table, labels, method=method), labels) - 0.5) < 0.1
+
+
+def test_one_number_is_chosen_by_how_well_it_tells_either_way_up():
+    table, labels = informed()
+    assert single_choices(-table, labels).tolist() == [0] * 5
+    upside_down, upright = (crossfit_probability(x, labels, method="single") for x in (-table, table))
+    assert upside_down == pytest.approx(upright)
 
 
 def test_a_fit_never_sees_the_fold_it_scores():

@@ -17,6 +17,7 @@ import pytest
 from edge_agent.evaluation import cloud_answers, runs
 from edge_agent.evaluation.cloud_answers import CloudAnswers
 from edge_agent.evaluation.collect import collect
+from edge_agent.evaluation.crossfit import SINGLE
 from edge_agent.evaluation.feature_sets import feature_sets, with_course
 from edge_agent.evaluation.items import Item, Kind
 from edge_agent.evaluation.pairing import pair_runs
@@ -359,7 +360,7 @@ def test_signals_are_compared_alone_by_kind_and_together():
     assert set(sets["who"]) == {"who", "who.margin"}
     assert set(sets["suffix probes"]) == {"who", "who.margin"}
     assert set(sets["prompt-form probes"]) == {"who-prompt", "rating-few-shot"}
-    assert set(sets["all before the answer"]) == before
+    assert set(sets["all before the answer"]) == set(sets[SINGLE]) == before
     seen = set(sets["and 16 tokens of the answer"]) - before
     assert seen == {"answer.first-16.mean", "answer.first-16.lowest"}
     assert {*sets["and 16 tokens of the answer"], "answer.whole.mean"} <= set(sets["and the whole answer"])
@@ -368,7 +369,8 @@ def test_signals_are_compared_alone_by_kind_and_together():
 def test_sets_without_a_feature_are_left_out():
     rows = [{**row, "features": {"who": row["features"]["who"]}} for row in routing_rows(2)]
     assert feature_sets(rows) == {
-        name: ["who"] for name in ("who", "suffix probes", "suffix probes and shape", "all before the answer")
+        name: ["who"]
+        for name in ("who", SINGLE, "suffix probes", "suffix probes and shape", "all before the answer")
     }
 
 
