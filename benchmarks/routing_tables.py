@@ -22,6 +22,7 @@ from edge_agent.evaluation import metrics
 from edge_agent.evaluation.crossfit import (
     SINGLE,
     Bools,
+    Method,
     Pair,
     crossfit_gain,
     crossfit_length,
@@ -109,7 +110,16 @@ def router_line(
     ]
 
 
-ROUTERS = ("signals", "AUROC hard", "AUROC need", "APGR", "minus prompt length")
+ROUTERS = (
+    *("signals", "AUROC hard", "AUROC need", "APGR", "minus prompt length"),
+    *("ECE (ceiling)", "Brier skill"),
+)
+
+
+def calibrated(probabilities: Floats, labels: Bools) -> list[str]:
+    ece, ceiling = metrics.ece(probabilities, labels), metrics.ece_ceiling(probabilities)
+    skill = metrics.bootstrap_interval(metrics.brier_skill, probabilities, labels)
+    return [f"{ece:.3f} ({ceiling:.3f})", show(skill)]
 
 
 class Pool:
@@ -122,22 +132,22 @@ class Pool:
         self.need: Bools = ~self.edge & cloud
 
     def number(self, name: str, scores: Floats) -> list[str]:
-        return router_line(name, scores, scores, self.rows, self.edge, self.cloud)
+        return [*router_line(name, scores, scores, self.rows, self.edge, self.cloud), "", ""]
 
     def length(self) -> list[str]:
         return self.number("prompt length (longer goes to the cloud)", prompt_length(self.rows))
 
-    def blend(self, name: str, features: Sequence[str]) -> list[str]:
+    def blend(self, name: str, features: Sequence[str], method: Method = "logistic") -> list[str]:
         table = feature_table(self.rows, features)
-        fitted = (crossfit_probability(table, label) for label in (self.need, ~self.edge))
-        return router_line(name, *fitted, self.rows, self.edge, self.cloud)
+        need, hard = (crossfit_probability(table, label, method=method) for label in (self.need, ~self.edge))
+        line = router_line(name, need, hard, self.rows, self.edge, self.cloud)
+        return [*line, *calibrated(need, self.need)]
 
     def single(self, features: Sequence[str]) -> list[str]:
         table = feature_table(self.rows, features)
-        fitted = (crossfit_probability(table, label, method="single") for label in (self.need, ~self.edge))
         chosen = sorted({features[i] for i in single_choices(table, self.need)})
         name = f"{SINGLE} (of {len(features)}: {', '.join(f'`{name}`' for name in chosen)})"
-        return router_line(name, *fitted, self.rows, self.edge, self.cloud)
+        return self.blend(name, features, "single")
 
     def ceilings(self, features: Sequence[str]) -> list[list[str]]:
         """What other fits, and more knowledge than there is, would give."""
@@ -153,7 +163,7 @@ class Pool:
             "oracle": metrics.oracle_scores(self.edge, self.cloud),
         }
         lines = [
-            [name, auroc(scores, ~self.edge), auroc(scores, self.need), f"{self.apgr(scores):.3f}", ""]
+            [name, auroc(scores, ~self.edge), auroc(scores, self.need), f"{self.apgr(scores):.3f}", *[""] * 3]
             for name, scores in found.items()
         ]
         exact = [
@@ -161,7 +171,7 @@ class Pool:
             "",
             "",
             f"{exact_apgr(*right):.3f}",
-            "",
+            *[""] * 3,
         ]
         return [*lines[:3], exact, *lines[3:]]
 
@@ -284,26 +294,15 @@ def routellm_mmlu(runs: Runs) -> str:
 
 def fresh(runs: Runs) -> str:
     """The chosen number on questions that took no part in its choice, and on all that were ever asked."""
-    old = [row for row in runs.rows("1.5b-mmlu") if CHOSEN in row["features"]]
-    new = runs.rows("fresh-1.5b-mmlu")
+    old, new = runs.rows("1.5b-mmlu"), runs.rows("fresh-1.5b-mmlu")
     lines = []
     for name, rows in (("fresh", new), ("where it was chosen", old), ("all", [*old, *new])):
         pool = Pool(with_prior_of_questions(rows, GUESSES), "routellm")
-        table = feature_table(pool.rows, [CHOSEN])
-        p = crossfit_probability(table, pool.need, method="platt")
-        length = metrics.bootstrap_interval(metrics.apgr, prompt_length(pool.rows), pool.edge, pool.cloud)
-        skill = metrics.bootstrap_interval(metrics.brier_skill, p, pool.need)
-        lines.append(
-            [
-                *pool.number(f"{name}, n = {len(pool.rows):,}", column(pool.rows, CHOSEN)),
-                show(length),
-                f"{metrics.ece(p, pool.need):.3f} ({metrics.ece_ceiling(p):.3f})",
-                show(skill),
-            ]
-        )
-    return markdown_table(
-        ["questions", *ROUTERS[1:], "APGR of prompt length", "ECE (ceiling)", "Brier skill"], lines
-    )
+        n = f"{name}, n = {len(pool.rows):,}"
+        number = pool.number(f"{n}: `{CHOSEN}`", column(pool.rows, CHOSEN))
+        fitted = pool.blend("", [CHOSEN], "platt")
+        lines += [[*number[:-2], *fitted[-2:]], pool.number(f"{n}: prompt length", prompt_length(pool.rows))]
+    return markdown_table(ROUTERS, lines)
 
 
 def routellm_gsm8k(runs: Runs) -> str:
@@ -322,7 +321,7 @@ def routellm_gsm8k(runs: Runs) -> str:
 
 
 def pair_gsm8k(runs: Runs) -> str:
-    pool = Pool(with_course(runs.guessed("pair-gsm8k")), "own")
+    pool = Pool(with_course(runs.rows("pair-gsm8k")), "own")
     sets = feature_sets(pool.rows)
     course = [row["edge"]["logprobs"] for row in pool.rows]
     numbers = {
@@ -343,7 +342,7 @@ def pair_gsm8k(runs: Runs) -> str:
 
 
 def pair_mmlu(runs: Runs) -> str:
-    pool = Pool(runs.guessed("pair-mmlu"), "own")
+    pool, guessed = (Pool(get("pair-mmlu"), "own") for get in (runs.rows, runs.guessed))
     sets = feature_sets(pool.rows)
     names = (
         "letters",
@@ -357,6 +356,7 @@ def pair_mmlu(runs: Runs) -> str:
         pool.blend("prompt length, its sign fitted", sets["prompt length"]),
         pool.single(sets[SINGLE]),
         *(pool.blend(name, sets[name]) for name in names),
+        guessed.blend("the same, with the prior of the questions", sets["all before the answer"]),
         *pool.ceilings(sets["all before the answer"]),
     ]
     return markdown_table(ROUTERS, lines)
@@ -454,8 +454,7 @@ def calibration(runs: Runs) -> str:
                     f"{'with' if form else 'without'} shape: {name}, n = {inside.sum():,}",
                     show(metrics.bootstrap_interval(metrics.auroc, q, n)),
                     show(metrics.bootstrap_interval(metrics.apgr, q, edge[inside], cloud[inside])),
-                    f"{metrics.ece(q, n):.3f} ({metrics.ece_ceiling(q):.3f})",
-                    show(metrics.bootstrap_interval(metrics.brier_skill, q, n)),
+                    *calibrated(q, n),
                     f"{sent[inside][n].mean():.0%} and {sent[inside][~n].mean():.0%}",
                 ]
             )

@@ -239,11 +239,12 @@ async def _calibrate(
         ratio = answers_ratio(num_tokens, num_words, edge.model.tokenize)
     num_judged = sum(row.edge_correct is not None for row in rows)
     aim = f"cloud share {cloud_share:g}" if quality is None else f"quality {quality:g}"
+    runs = ", ".join(path.name for path in results)
     calibration = fit(
         rows,
         model=name,
         sha256=model_sha256_of(settings),
-        fitted_on=f"{num_judged} questions of {', '.join(path.name for path in results)}, threshold for {aim}",
+        fitted_on=f"{num_judged} questions of {runs}, threshold for {aim}",
         features=empty.features,
         shape=shape,
         priors=empty.priors,

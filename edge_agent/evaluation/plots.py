@@ -11,6 +11,7 @@ import functools
 import html
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec
@@ -71,6 +72,7 @@ _STYLE: Any = {
     "axes.facecolor": COLOURS["paper"],
     "savefig.facecolor": COLOURS["paper"],
     "figure.constrained_layout.use": True,
+    "figure.dpi": 200,  # laid out as it is saved: text is not as wide at every resolution
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.titlesize": 8.5,
@@ -173,7 +175,7 @@ def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="png", dpi=200)
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -299,11 +301,11 @@ def score_histograms(scores: Mapping[str, Floats], threshold: float | None) -> F
         )
         ax.set_title(f"{outcome}: n = {len(values)}", color=COLOURS[role], loc=beside)
         ax.set_xlim(0, 1)
-        ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         ax.grid(visible=False, axis="x")
         if threshold is not None:
             ax.axvline(threshold, color=_INK, linewidth=0.9, linestyle=(0, (3, 2)))
+    axes[0].set_ylim(bottom=0)  # now that every panel has its bars: it ends their common scaling
     if threshold is not None:
         left = threshold > 0.7
         axes[0].annotate(
@@ -629,7 +631,7 @@ def _legend(figure: Figure, *axes: Axes, where: _Outside = "outside lower center
     entries = {
         label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    labels = [_shortened(label, 66) for label in entries]
+    labels = [textwrap.fill(label, 66) for label in entries]
     ncols = 2 if max(map(len, labels)) <= 24 else 1
     figure.legend(list(entries.values()), labels, loc=where, ncols=ncols)
 

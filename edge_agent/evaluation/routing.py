@@ -122,6 +122,10 @@ class _Examiner:
         self._reader = QuestionReader(edge, {})
 
     async def rows(self, units: Sequence[Unit]) -> AsyncGenerator[Row, None]:
+        if not self._plan.answer and not self._writing:  # nothing is written side by side: a row at a time
+            for unit in units:
+                yield self._row(unit.item, await self._read(unit.item), None, None)
+            return
         by_cloud = {unit.id: asyncio.create_task(self._ask_cloud(unit.item)) for unit in units}
         try:
             read = {unit.id: await self._read(unit.item) for unit in units}

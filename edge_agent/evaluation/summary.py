@@ -210,11 +210,11 @@ def _summarise_pair(
         missing.append(f"the blend and what rests on it: {error}")
     routers.append(router("prompt length", "length", length))
     probes = {name: column for name, column in zip(names, table.T, strict=True) if name != PROMPT_LENGTH}
-    # Most probes' value is a feature of the same name, which needs no second line.
+    # Most probes' value is one of their features, which needs no second line.
     probes |= {
         f"value of {name}": column
         for name, column in _values(rows).items()
-        if name not in probes or not np.allclose(column, probes[name], atol=1e-4, equal_nan=True)
+        if not any(np.allclose(column, known, atol=1e-4, equal_nan=True) for known in probes.values())
     }
     routers += [router(name, "probe", column) for name, column in probes.items()]
     routers.append(router("random", "random", metrics.random_scores(len(rows))))

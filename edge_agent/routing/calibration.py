@@ -27,8 +27,6 @@ MIN_QUESTIONS = 40
 
 _PLAIN = "plain"
 """The prompt of a length run's answers that were not asked for their length; other rows have none."""
-_CHOICE = "choice"
-"""The kind of a question that is answered by a letter."""
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -202,7 +200,7 @@ def read_results(path: Path) -> tuple[list[Result], Written]:
             if row.get("prompt", _PLAIN) != _PLAIN:  # asked to say its length first
                 continue
             answer = row.get("edge", row)
-            if answer.get("tokens") and answer.get("words") and row.get("kind") != _CHOICE:
+            if answer.get("tokens") and answer.get("words") and not _asks_for_a_letter(row):
                 num_tokens += int(answer["tokens"])
                 num_words += int(answer["words"])
             results.append(result_of(row))
@@ -219,13 +217,18 @@ def result_of(row: Mapping[str, Any]) -> Result:
     if "edge_correct" in row:
         tokens = row.get("completion_tokens")
         return Result(features, bool(row["edge_correct"]), row.get("cloud_correct"), tokens)
-    answer = row.get("edge", row)
-    whole = row.get("kind") != _CHOICE and not answer.get("censored")
     if "edge" not in row:
-        return Result(features, None, None, int(row["tokens"]) if whole else None)
-    cloud = row.get("cloud") or {}
-    tokens = answer.get("tokens") if whole else None
-    return Result(features, bool(answer["correct"]), cloud.get("correct"), tokens)
+        return Result(features, None, None, None if row.get("censored") else int(row["tokens"]))
+    edge, cloud = row["edge"], row.get("cloud") or {}
+    whole = not _asks_for_a_letter(row) and not edge.get("censored")
+    return Result(
+        features, bool(edge["correct"]), cloud.get("correct"), edge.get("tokens") if whole else None
+    )
+
+
+def _asks_for_a_letter(row: Mapping[str, Any]) -> bool:
+    """Whether the answer is too short to tell of lengths: a routing run's to a multiple-choice question."""
+    return "edge" in row and row.get("kind") == "choice"
 
 
 def fit(

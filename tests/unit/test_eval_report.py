@@ -58,6 +58,11 @@ FIGURES = {
     "probe_dots": lambda: plots.probe_dots(
         {"AUROC": [[Estimate(0.6, 0.5, 0.7), None], [None, Estimate(0.55)]]}, ["who", "rating"], ["a", "b"]
     ),
+    "probe_dots of long names": lambda: plots.probe_dots(
+        {name: [[Estimate(0.6, 0.5, 0.7)] * 2] * 2 for name in ("AUROC (hard)", "AUROC (need)", "APGR")},
+        ["value of words-first-line", "letters-few-shot.entropy"],
+        ["mmlu: qwen2.5-coder-0.5b → qwen2.5-coder-1.5b, this run's pair", "b"],
+    ),
     "lengths": lambda: plots.lengths(
         np.array([10.0, 300.0]), np.array([12.0, 512.0]), np.array([False, True])
     ),
@@ -119,6 +124,19 @@ def test_pictures_on_one_page_share_no_id():
         picture = plots.inline(svg, name, "")
         used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', picture))
         assert {a or b for a, b in used} <= set(re.findall(r'\bid="([^"]*)"', picture))
+
+
+def test_panels_of_scores_share_a_height_that_holds_the_tallest_bar():
+    few, many = np.array([0.1]), np.full(50, 0.3)
+    for scores in ({"edge right": few, "both wrong": many}, {"edge right": many, "both wrong": few}):
+        for axes in plots.score_histograms(scores, 0.5).axes:
+            assert axes.get_ylim()[0] == 0
+            assert axes.get_ylim()[1] >= 50
+
+
+def test_a_long_name_in_a_legend_keeps_its_end():
+    shown = " ".join(texts(plots.gap_recovered([Curve(f"{'a long name ' * 7}(0.646)", X, X, "c0")])))
+    assert "(0.646)" in shown
 
 
 def test_every_colour_has_its_dark_twin():

@@ -31,7 +31,7 @@ def test_a_table_replaces_the_one_of_its_name_and_nothing_else():
 
 def test_a_number_counts_as_it_stands_and_prompt_length_is_no_better_than_itself():
     pool = Pool(routing_rows(120), "own")
-    name, hard, need, apgr, difference = pool.length()
+    name, hard, need, apgr, difference, *_ = pool.length()
     lengths = np.array([row["prompt_tokens"] for row in pool.rows], float)
     assert name.startswith("prompt length")
     assert hard == f"{metrics.auroc(lengths, ~pool.edge):.3f}"
