@@ -64,6 +64,10 @@ class AdmissionQueue:
         self._waiting: list[_Waiter] = []
 
     @property
+    def num_free(self) -> int:
+        return self._num_free
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
@@ -106,6 +110,7 @@ class AdmissionQueue:
                 CloudOverloaded(
                     f"all slots are taken and {len(self._waiting)} streams wait already; try again later",
                     retry_after_s=_RETRY_S,
+                    limit="places",
                 )
             )
         try:
@@ -120,6 +125,8 @@ class AdmissionQueue:
         if not waiter.turn.done():
             self._waiting.remove(waiter)
             raise CloudOverloaded(
-                f"no slot came free within {self._max_wait_s:g} s; try again later", retry_after_s=_RETRY_S
+                f"no slot came free within {self._max_wait_s:g} s; try again later",
+                retry_after_s=_RETRY_S,
+                limit="places",
             )
         waiter.turn.result()

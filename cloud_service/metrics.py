@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from shared.errors import AddressInUse, DuetError
+from cloud_service.guards import Guards
+from shared.errors import AddressInUse, CloudError, DuetError
 from shared.messages import FinishReason, Timings
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -19,7 +20,11 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 class CloudMetrics:
     """Counters of one service, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, guards: Guards) -> None:
+        """
+        Args:
+            guards: whose queue and memory are shown.
+        """
         self.registry = registry = CollectorRegistry()
         self._active = Gauge(
             "duet_cloud_streams_active", "Streams that run now.", ["kind"], registry=registry
@@ -33,6 +38,38 @@ class CloudMetrics:
         self._errors = Counter(
             "duet_cloud_errors", "Calls that failed, by the error's kind.", ["kind"], registry=registry
         )
+        self._limited = Counter(
+            "duet_cloud_limited",
+            "Calls refused or cut off, by tenant and by the limit (docs/security.md), places or memory.",
+            ["tenant", "limit"],
+            registry=registry,
+        )
+        self._of_tenant = Gauge(
+            "duet_cloud_tenant_streams",
+            "Streams that run or wait for a place now, by tenant.",
+            ["tenant"],
+            registry=registry,
+        )
+        self._spent = Counter(
+            "duet_cloud_tenant_tokens",
+            "Tokens that tokens_per_minute limits: of prompts, scored or made, by tenant.",
+            ["tenant"],
+            registry=registry,
+        )
+        for name, what, value in (
+            (
+                "streams_waiting",
+                "Streams that wait for a place in the target.",
+                lambda: guards.places.num_waiting,
+            ),
+            ("places_free", "Streams that the target could take at once.", lambda: guards.places.num_free),
+            (
+                "memory_free_bytes",
+                "What is left to the machine or the container; short of min_free_mb, streams are refused.",
+                lambda: guards.memory.free_bytes,
+            ),
+        ):
+            Gauge(f"duet_cloud_{name}", what, registry=registry).set_function(value)
         self._rounds = Counter("duet_cloud_rounds", "Verifications.", registry=registry)
         self._drafted = Counter(
             "duet_cloud_drafted_tokens", "Draft tokens that verdicts answered.", registry=registry
@@ -64,10 +101,13 @@ class CloudMetrics:
         )
 
     @contextmanager
-    def stream(self, kind: str) -> Iterator[None]:
+    def stream(self, kind: str, tenant: str) -> Iterator[None]:
         """A stream runs."""
-        with self._active.labels(kind).track_inprogress():
+        with self._active.labels(kind).track_inprogress(), self._of_tenant.labels(tenant).track_inprogress():
             yield
+
+    def spent(self, tenant: str, num_tokens: int) -> None:
+        self._spent.labels(tenant).inc(num_tokens)
 
     def ended(
         self,
@@ -97,8 +137,14 @@ class CloudMetrics:
         self._queue.observe(timings.queue_us / 1e6)
         self._verify.observe(timings.verify_us / 1e6)
 
-    def failed(self, error: DuetError) -> None:
+    def failed(self, error: DuetError, tenant: str | None) -> None:
+        """
+        Args:
+            tenant: None is somebody unknown.
+        """
         self._errors.labels(type(error).__name__).inc()
+        if isinstance(error, CloudError) and error.limit is not None and tenant is not None:
+            self._limited.labels(tenant, error.limit).inc()
 
     @contextmanager
     def served(self, listen: str | None) -> Iterator[None]:

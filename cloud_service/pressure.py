@@ -48,13 +48,19 @@ class MemoryGuard:
         self._free = 0
         self._looked: float | None = None
 
-    def check(self) -> None:
-        """Raises CloudOverloaded while less than the minimum is free."""
+    @property
+    def free_bytes(self) -> int:
+        """As of a moment ago."""
         now = time.monotonic()
         if self._looked is None or now - self._looked >= _LOOK_S:
             self._free, self._looked = self._read(), now
-        if self._free < self._min_free_bytes:
+        return self._free
+
+    def check(self) -> None:
+        """Raises CloudOverloaded while less than the minimum is free."""
+        if self.free_bytes < self._min_free_bytes:
             raise CloudOverloaded(
                 f"the service is short of memory and takes no new streams; try again in {_RETRY_S:g} s",
                 retry_after_s=_RETRY_S,
+                limit="memory",
             )

@@ -122,6 +122,7 @@ class Quotas:
                 raise QuotaExceeded(
                     f"{account.name} runs {most} streams, as many as it may at once; try again later",
                     retry_after_s=_STREAM_RETRY_S,
+                    limit="streams",
                 )
         self.check(accounts)
         for account in accounts:
@@ -146,6 +147,7 @@ class Quotas:
                 raise QuotaExceeded(
                     f"{account.name} has used its {limit} tokens a minute; try again in {wait_s:.0f} s",
                     retry_after_s=wait_s,
+                    limit="tokens_per_minute",
                 )
 
     def spend(self, accounts: tuple[Account, ...], num_tokens: int) -> None:

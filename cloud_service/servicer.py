@@ -39,7 +39,7 @@ from shared.errors import (
     UnexpectedMessage,
     outcome,
 )
-from shared.limits import Phase, overdue, smallest
+from shared.limits import Overdue, Phase, overdue, smallest
 from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy, Tokens, Usage, Verdict
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import draw
@@ -62,7 +62,7 @@ class _Call:
 
     def __init__(self, caller: Caller, context: Context) -> None:
         self.caller = caller
-        self.cut_off: str | None = None
+        self.cut_off: Overdue | None = None
         """Why, where it was."""
         self._context = context
         self._began = self._since = time.monotonic()
@@ -160,7 +160,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             lossy_policies: whether a stream may ask for one; otherwise it gets `lossless`.
             log_texts: whether prompts and answers are logged.
         """
-        self.metrics = CloudMetrics()
+        self.metrics = CloudMetrics(guards)
         self._target = target
         self._guards = guards
         self._log_texts = log_texts
@@ -243,9 +243,16 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         except asyncio.CancelledError:
             if call is None or call.cut_off is None:
                 raise  # the edge has hung up
-            await self._abort(context, StreamExpired(f"{call.cut_off}; open it again with what is committed"))
+            expired = StreamExpired(
+                f"{call.cut_off.why}; open it again with what is committed", limit=call.cut_off.limit
+            )
+            await self._abort(context, expired, call)
         except Exception as error:
-            await self._abort(context, error)
+            await self._abort(context, error, call)
+
+    def _spend(self, call: _Call, num_tokens: int) -> None:
+        self._guards.quotas.spend(call.caller.accounts, num_tokens)
+        self.metrics.spent(call.caller.name, num_tokens)
 
     def _granted(self, request: Open) -> Policy:
         return request.policy if request.policy in self._policies else Policy.LOSSLESS
@@ -257,7 +264,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             raise CloudUnavailable("the service is shutting down; use another replica, or try again later")
         with self._guards.stream(call.caller):
             stream = self._open(call, request, policy)
-            self._guards.quotas.spend(call.caller.accounts, len(stream.text))
+            self._spend(call, len(stream.text))
             with self._counted(stream, kind):
                 yield stream
 
@@ -291,7 +298,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         num_began_with = len(stream.text)
         attributes = {"duet.prompt_tokens": len(stream.opened.prompt_token_ids)}
         with (
-            self.metrics.stream(kind),
+            self.metrics.stream(kind, stream.call.caller.name),
             tracing.span(
                 f"duet.cloud.{kind}", caller_trace.get(), kind=SpanKind.SERVER, attributes=attributes
             ) as span,
@@ -323,11 +330,11 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             },
         )
 
-    async def _abort(self, context: Context, error: Exception) -> None:
+    async def _abort(self, context: Context, error: Exception, call: _Call | None) -> None:
         if not isinstance(error, DuetError):
             log.exception("internal failure")
             error = CloudFailed("the service failed internally; its log says more")
-        self.metrics.failed(error)
+        self.metrics.failed(error, call.caller.name if call is not None else None)
         await _end_with(context, error)
 
     def _texts(self, stream: _Stream) -> dict[str, str]:
@@ -426,7 +433,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                         proposed=round_.token_ids if session.needs_logprobs else None,
                         num_judged=num_judged,
                     )
-                    self._guards.quotas.spend(call.caller.accounts, num_rows)
+                    self._spend(call, num_rows)
                     stream.num_computed_tokens = sequence.num_computed_tokens
                     targets = draw(scores.rows, request.sampling, request.seed, round_.start).tolist()
                     if session.done:
@@ -475,7 +482,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
                     await call.write(
                         pb2.GenerateResponse(tokens=wire.encode_tokens(Tokens(start, kept, pieces)))
                     )
-                    self._guards.quotas.spend(call.caller.accounts, len(kept))
+                    self._spend(call, len(kept))
                     if not session.done:
                         self._guards.quotas.check(call.caller.accounts)
         await call.write(pb2.GenerateResponse(finished=wire.encode_finished(stream.finished())))

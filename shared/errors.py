@@ -113,13 +113,15 @@ class EdgeOverloaded(RequestError):
 class CloudError(DuetError):
     """The cloud failed; what was committed stands."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, limit: str | None = None) -> None:
         """
         Args:
             retry_after_s: when to ask again at the earliest, where the service knows.
+            limit: what was used up, in the service: a limit of the tenant, `places` or `memory`.
         """
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.limit = limit
 
 
 class CloudUnavailable(CloudError):

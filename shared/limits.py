@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -71,18 +71,26 @@ class Phase(Enum):
     """That the edge takes a message off the link."""
 
 
-def overdue(limits: Limits, phase: Phase, *, in_phase_s: float, in_all_s: float) -> str | None:
+class Overdue(NamedTuple):
+    """A stream that took too long."""
+
+    limit: str
+    """By its name in `Limits`."""
+    why: str
+
+
+def overdue(limits: Limits, phase: Phase, *, in_phase_s: float, in_all_s: float) -> Overdue | None:
     """Why a stream is to be cut off, if it is.
 
     >>> overdue(Limits(idle_s=5), Phase.EDGE, in_phase_s=6, in_all_s=9)
-    'the edge was silent for 5 s'
+    Overdue(limit='idle_s', why='the edge was silent for 5 s')
     """
     if in_all_s > limits.total_s:
-        return f"the stream took longer than {limits.total_s:g} s"
+        return Overdue("total_s", f"the stream took longer than {limits.total_s:g} s")
     if phase is Phase.EDGE and in_phase_s > limits.idle_s:
-        return f"the edge was silent for {limits.idle_s:g} s"
+        return Overdue("idle_s", f"the edge was silent for {limits.idle_s:g} s")
     if phase is Phase.READER and in_phase_s > limits.reading_s:
-        return f"the edge did not read for {limits.reading_s:g} s"
+        return Overdue("reading_s", f"the edge did not read for {limits.reading_s:g} s")
     return None
 
 

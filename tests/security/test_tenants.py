@@ -16,6 +16,7 @@ import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import generate_latest
 
 from cloud_service.guards import Guards
 from cloud_service.security import new_token
@@ -41,6 +42,7 @@ from shared.limits import Limits
 from shared.logs import configure_logging
 from shared.messages import Draft, Finished, Message, Open
 from shared.sampling import Sampling
+from tests.counters import samples
 from tests.scripted_target import ScriptedTarget
 from tests.service import eventually, generate, in_process_cloud, serving
 from tests.tiny_pair import TinyPair
@@ -455,3 +457,57 @@ async def test_a_target_that_fails_logs_no_texts(
     text = log.getvalue()
     assert "broken after" in text
     assert "as the tokens of a prompt are" not in text
+
+
+# What the operator sees
+
+
+def counted(shared: Shared) -> dict[tuple[str, ...], float]:
+    return samples(generate_latest(shared.servicer.metrics.registry).decode())
+
+
+async def test_what_limits_refuse_or_cut_off_is_counted_by_tenant(shared: Shared) -> None:
+    async with (
+        shared.edge("alice", streams=1, idle_s=0.3) as alice,
+        alice.speculate(request(), Meter()) as stream,
+    ):
+        with pytest.raises(QuotaExceeded):
+            await generate(alice, request())
+        assert counted(shared)["duet_cloud_tenant_streams", "alice"] == 1
+        with pytest.raises(StreamExpired):
+            await stream.receive()
+    async with shared.edge("bob", tokens_per_minute=20) as bob:
+        with pytest.raises(QuotaExceeded):
+            await generate(bob, request(max_tokens=100))
+    await eventually(lambda: shared.servicer.num_streams == 0)
+    seen = counted(shared)
+    assert {key[1:]: value for key, value in seen.items() if key[0] == "duet_cloud_limited_total"} == {
+        ("streams", "alice"): 1,
+        ("idle_s", "alice"): 1,
+        ("tokens_per_minute", "bob"): 1,
+    }
+    assert seen["duet_cloud_tenant_streams", "alice"] == 0
+    assert seen["duet_cloud_tenant_tokens_total", "bob"] == 20
+
+
+async def test_load_that_is_shed_is_counted_with_what_was_short() -> None:
+    scripted = target()
+    scripted.max_streams = 1
+    config = CloudConfig(max_waiting_streams=1)
+    guards = Guards.of(config, scripted)
+    async with serving(scripted, config, guards) as (address, servicer), edge(address) as cloud:
+
+        def seen(name: str, *labels: str) -> float:
+            return samples(generate_latest(servicer.metrics.registry).decode()).get((name, *labels), 0.0)
+
+        async with cloud.speculate(request(), Meter()), cloud.speculate(request(), Meter()):
+            await eventually(lambda: seen("duet_cloud_streams_waiting") == 1)
+            assert seen("duet_cloud_places_free") == 0
+            with pytest.raises(CloudOverloaded):
+                await generate(cloud, request())
+        guards.memory._min_free_bytes = 1 << 60
+        with pytest.raises(CloudOverloaded):
+            await generate(cloud, request())
+        assert 0 < seen("duet_cloud_memory_free_bytes") < 1 << 60
+        for what in ("places", "memory"):
+            assert seen("duet_cloud_limited_total", what, "anybody") == 1

@@ -26,19 +26,27 @@ def test_what_a_token_leaves_unset_narrows_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "in_phase_s", "in_all_s", "why"),
+    ("phase", "in_phase_s", "in_all_s", "expected"),
     [
         pytest.param(Phase.EDGE, 4, 9, None, id="a patient wait for the edge"),
-        pytest.param(Phase.EDGE, 6, 9, "silent", id="an edge that fell silent"),
-        pytest.param(Phase.READER, 4, 9, "not read", id="an edge that does not read"),
+        pytest.param(Phase.EDGE, 6, 9, ("idle_s", "silent"), id="an edge that fell silent"),
+        pytest.param(Phase.READER, 4, 9, ("reading_s", "not read"), id="an edge that does not read"),
         pytest.param(Phase.TARGET, 50, 60, None, id="the target may take its time"),
-        pytest.param(Phase.TARGET, 1, 101, "longer than 100 s", id="no stream lasts for ever"),
+        pytest.param(Phase.TARGET, 1, 101, ("total_s", "longer than 100 s"), id="no stream lasts for ever"),
     ],
 )
-def test_when_a_stream_is_cut_off(phase: Phase, in_phase_s: float, in_all_s: float, why: str | None) -> None:
+def test_when_a_stream_is_cut_off(
+    phase: Phase, in_phase_s: float, in_all_s: float, expected: tuple[str, str] | None
+) -> None:
     limits = Limits(idle_s=5, reading_s=3, total_s=100)
     found = overdue(limits, phase, in_phase_s=in_phase_s, in_all_s=in_all_s)
-    assert (found is None) if why is None else (found is not None and why in found)
+    if expected is None:
+        assert found is None
+    else:
+        limit, words = expected
+        assert found is not None
+        assert found.limit == limit
+        assert words in found.why
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from cloud_service.guards import Guards
 from cloud_service.metrics import CloudMetrics
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.remote import Cloud
+from shared.config import CloudConfig
+from tests.scripted_target import ScriptedTarget
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "observability.md"
@@ -19,7 +22,8 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "duet.json"
 
 def registries() -> list[CollectorRegistry]:
     cloud = Cloud("127.0.0.1:1", connect_timeout_s=1.0, silence_timeout_s=1.0)
-    return [CloudMetrics().registry, EdgeMetrics(cloud).registry]
+    guards = Guards.of(CloudConfig(), ScriptedTarget(lambda text: 1))
+    return [CloudMetrics(guards).registry, EdgeMetrics(cloud).registry]
 
 
 def table() -> str:
