@@ -22,7 +22,7 @@ from shared.config import CloudConfig
 from shared.errors import UnknownSetting
 from shared.models import Registry, resolve
 from shared.settings import load
-from shared.terminal import CommandGroup, add_examples, pull_progress
+from shared.terminal import CommandGroup, add_examples, add_version, pull_progress
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -176,6 +176,7 @@ def _announce(address: str) -> None:
 
 
 add_examples(app, EXAMPLES)
+add_version(app, "duet-cloud")
 
 
 def main() -> None:

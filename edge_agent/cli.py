@@ -27,7 +27,7 @@ from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
 from shared.events import Answer, Notice, Text
 from shared.settings import load
-from shared.terminal import CommandGroup, add_examples
+from shared.terminal import CommandGroup, add_examples, add_version
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -113,8 +113,9 @@ def chat(
 ) -> None:
     """Chat at the terminal: drafts are dim until the target has confirmed them.
 
-    /help lists the chat's commands. Ctrl-C stops an answer, Ctrl-D leaves. In a pipe each line is a question,
-    and the answers go to standard output.
+    /help lists the chat's commands. Ctrl-C stops an answer, Ctrl-D leaves.
+
+    In a pipe each line is a question, and answers go to standard output.
     """
     flags = {name: value for name, value in locals().items() if name in EdgeConfig.model_fields}
     settings, _ = _load(flags | {"drafters": flags["drafters"] or None}, config)
@@ -392,6 +393,7 @@ async def _ask(
 
 
 add_examples(app, EXAMPLES)
+add_version(app, "duet")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import typer
@@ -54,6 +55,23 @@ def pull_progress() -> Iterator[Progress]:
             bars.update(task, description=f"{name}: {step}", completed=done_bytes, total=total_bytes)
 
         yield show
+
+
+def add_version(app: typer.Typer, program: str) -> None:
+    """Let `PROGRAM --version` print the version."""
+
+    def show(asked: bool) -> None:
+        if asked:
+            typer.echo(f"{program} {version('duet-llm')}")
+            raise typer.Exit
+
+    option: Any = typer.Option(
+        False, "--version", callback=show, is_eager=True, help="Show the version and exit."
+    )
+
+    @app.callback()
+    def root(shown: bool = option) -> None:
+        pass
 
 
 def add_examples(app: typer.Typer, examples: Mapping[str, Sequence[str]]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from docs.cli_page import PROGRAMS, commands
 from tests.service import clean_environment, command
@@ -80,3 +82,9 @@ def test_the_script_for_a_shell_can_be_shown(shell: str, tmp_path: Path) -> None
         )
         assert done.returncode == 0, done.stderr
         assert program in done.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_tells_its_version(program: str) -> None:
+    said = CliRunner().invoke(PROGRAMS[program], ["--version"])
+    assert (said.exit_code, said.stdout) == (0, f"{program} {version('duet-llm')}\n")

@@ -25,7 +25,17 @@ from edge_agent.remote import Cloud, Meter
 from shared.errors import CloudUnavailable
 from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling
-from tests.service import connection, generate, loaded_edge, run_duet, running_cloud, serving, speculate
+from shared.shaping import Shaping
+from tests.service import (
+    connection,
+    generate,
+    in_process_cloud,
+    loaded_edge,
+    run_duet,
+    running_cloud,
+    serving,
+    speculate,
+)
 from tests.tiny_pair import PADDED_VOCAB_SIZE, TinyPair
 from tests.vllm_streams import random_requests, rendered
 
@@ -180,6 +190,18 @@ async def test_cloud_and_speculate_draw_the_same_text_for_the_same_seed(each_way
         speculated = await speculate(each_way.edge, each_way.cloud, request, max_draft_tokens=1 + i % 8)
         assert direct.token_ids == speculated.token_ids, request
         assert direct.reason is speculated.reason
+
+
+async def test_penalties_and_a_bias_are_honoured_by_the_upstream(
+    each_way: Served, tiny_pair: TinyPair
+) -> None:
+    shaping = Shaping(presence_penalty=0.5, repetition_penalty=1.3, logit_bias=((70, 3.0),))
+    async with in_process_cloud(tiny_pair.target_gguf) as ours, connection(ours.address) as on_llama_cpp:
+        for request in random_requests(3, seed=5, samplings=[Sampling()]):
+            shaped = replace(request, shaping=shaping)
+            text = (await generate(each_way.cloud, shaped)).token_ids
+            assert text == (await generate(on_llama_cpp, shaped)).token_ids
+            assert text != (await generate(each_way.cloud, request)).token_ids
 
 
 async def test_a_round_computes_its_new_tokens_and_one_block_at_most(
