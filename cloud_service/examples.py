@@ -11,7 +11,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "convert": ("duet-cloud convert qwen2.5-coder-0.5b ./qwen-0.5b-hf --dtype float32",),
     "make-draft cut": (
-        "duet-cloud make-draft qwen2.5-coder-1.5b draft.gguf --layers 7 --adapter adapter.safetensors",
+        "duet-cloud make-draft cut qwen2.5-coder-1.5b draft.gguf --layers 7 --adapter adapter.safetensors",
     ),
     "make-draft train": (
         "duet-cloud make-draft train qwen2.5-coder-1.5b adapter.safetensors --layers 7 --text questions.jsonl"
