@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from cloud_service.judge import write_head
+from cloud_service.scheduling import PassCost
 from edge_agent.agent import Agent
 from shared.config import EdgeConfig
 from shared.events import Answer, Notice
@@ -26,6 +28,7 @@ from tests.service import (
     TargetAlone,
     connection,
     eventually,
+    float32_target,
     generate,
     in_process_cloud,
     loaded_edge,
@@ -170,24 +173,37 @@ async def test_lossless_streams_beside_judged_ones_keep_the_targets_own_text(
         await eventually(lambda: service.is_idle)
 
 
-async def test_a_long_prompt_beside_a_judged_stream_fits_the_rows_of_a_pass(
-    tiny_pair: TinyPair, alone: TargetAlone
+async def test_a_pass_with_a_judged_draft_holds_no_more_tokens_than_rows(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As on a machine where tokens of a prompt cost next to nothing, so that a pass would take all of it.
+    monkeypatch.setattr(PassCost, "prefill_tokens", lambda self, num_step_tokens: 512)
+    target, context = float32_target(tiny_pair.target_gguf, step_s=0.2, judge_head=SOME)
+    in_passes: list[tuple[int, bool]] = []
+    decode = context.decode
+
+    def watched(work: Sequence[Extension]) -> list[list[np.ndarray]]:
+        in_passes.append((sum(len(w.token_ids) for w in work), any(w.wants_hidden for w in work)))
+        return decode(work)
+
+    monkeypatch.setattr(context, "decode", watched)
+    text = [65 + i % 20 for i in range(400)]
     async with (
-        in_process_cloud(tiny_pair.target_gguf, judge_head=SOME) as service,
-        loaded_edge(tiny_pair.draft_gguf, num_slots=2) as edge,
-        connection(service.address) as cloud,
+        target.sequence(text[:1]) as first,
+        target.sequence(text[:9]) as second,
+        target.sequence(text) as third,
     ):
-        long = replace(judged("stone " * 60), policy=Policy.LOSSLESS)
-
-        async def reads_a_long_prompt() -> None:
-            assert (await generate(cloud, long)).token_ids == alone.complete(long)
-
-        async def is_judged() -> None:
-            for question in QUESTIONS:
-                await speculate(edge, cloud, judged(question), DRAFT)
-
-        await together(reads_a_long_prompt(), is_judged())
+        busy = asyncio.create_task(first.score(text[:1], num_rows=1, width=1))
+        await eventually(lambda: bool(in_passes))
+        scores, _ = await asyncio.gather(  # both wait for that pass to end, and so share the next
+            second.score(text[:9], num_rows=5, width=1, num_judged=4),
+            third.score(text, num_rows=1, width=1),
+        )
+        await busy
+    await target.close()
+    assert len(scores.acceptable) == 4
+    shared = [num_tokens for num_tokens, hidden in in_passes if hidden]
+    assert shared == [context.max_rows]
 
 
 async def test_without_a_head_the_stream_is_lossless_and_the_edge_says_so(
