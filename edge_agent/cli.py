@@ -223,7 +223,7 @@ async def _calibrate(
     cloud_share: float | None,
     quality: float | None,
 ) -> None:
-    from edge_agent.routing.calibration import fit, read_results, user_file
+    from edge_agent.routing.calibration import fit, judged_of, read_results, user_file
     from edge_agent.routing.router import read_without_content
     from edge_agent.routing.words import answers_ratio
 
@@ -238,7 +238,7 @@ async def _calibrate(
         name = edge.model.name
         empty = await read_without_content(edge, settings)
         ratio = answers_ratio(num_tokens, num_words, edge.model.tokenize)
-    num_judged = sum(row.edge_correct is not None for row in rows)
+    num_judged = len(judged_of(rows))
     aim = f"cloud share {cloud_share:g}" if quality is None else f"quality {quality:g}"
     runs = ", ".join(path.name for path in results)
     calibration = fit(

@@ -247,6 +247,8 @@ def _run(
     from edge_agent.evaluation.collect import collect
     from edge_agent.evaluation.items import items_sha256, load_items
     from edge_agent.evaluation.runs import Run, about_this_machine
+    from edge_agent.routing.router import templates_folder
+    from edge_agent.routing.template import templates_in_force
     from shared.models import Registry, resolve
     from shared.terminal import pull_progress
 
@@ -262,7 +264,8 @@ def _run(
         "edge": {"model": resolved.name, "sha256": resolved.sha256},
         **plan.identity(),
     }
-    with Run.open(out, identity, about_this_machine()) as run:
+    prompts = {template.name: template.prompt for template in templates_in_force(templates_folder(settings))}
+    with Run.open(out, identity, {**about_this_machine(), "prompts": prompts}) as run:
         units = plan.units(items[:limit])
         asyncio.run(collect(run, plan, units, num_workers=workers, ray=ray))
         typer.echo(f"{out}: {len(run.done)} rows; look at them with: duet eval report {out}")

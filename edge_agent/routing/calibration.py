@@ -231,6 +231,15 @@ def _asks_for_a_letter(row: Mapping[str, Any]) -> bool:
     return "edge" in row and row.get("kind") == "choice"
 
 
+def judged_of(results: Sequence[Result]) -> list[Result]:
+    """Those that say whether the cloud is needed, all by one label: the others teach lengths only.
+
+    Where a cloud was asked, only its answers tell; where none was, the edge's own errors stand for it.
+    """
+    answered = [result for result in results if result.edge_correct is not None]
+    return [result for result in answered if result.cloud_correct is not None] or answered
+
+
 def fit(
     results: Sequence[Result],
     *,
@@ -261,7 +270,7 @@ def fit(
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise InvalidSetting("fitting needs scikit-learn; run: pip install 'duet-llm[route]'") from None
-    judged = [result for result in results if result.edge_correct is not None]
+    judged = judged_of(results)
     labels = np.array([result.label for result in judged], bool)
     if len(judged) < MIN_QUESTIONS or labels.all() or not labels.any():
         raise InvalidRequest(

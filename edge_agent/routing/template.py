@@ -79,13 +79,19 @@ def load_template(name: str, folder: Path | None = None) -> Template:
     return _parse(name, text)
 
 
+def templates_in_force(folder: Path | None = None) -> list[Template]:
+    """Every prompt by its name, as `load_template` finds it."""
+    shipped = {file.name for file in files("edge_agent.routing").joinpath("templates").iterdir()}
+    return [load_template(name.removesuffix(".txt"), folder) for name in sorted(shipped)]
+
+
 def templates_sha256(folder: Path | None = None) -> str:
     """Of all prompts in force: tells whether two runs asked the same."""
     digest = hashlib.sha256()
-    shipped = {file.name for file in files("edge_agent.routing").joinpath("templates").iterdir()}
-    for name in sorted(shipped):
-        template = load_template(name.removesuffix(".txt"), folder)
-        digest.update(repr((name, template.prompt, sorted(template.options.items()))).encode())
+    for template in templates_in_force(folder):
+        digest.update(
+            repr((f"{template.name}.txt", template.prompt, sorted(template.options.items()))).encode()
+        )
     return digest.hexdigest()
 
 

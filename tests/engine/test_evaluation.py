@@ -167,6 +167,14 @@ def test_routing_makes_a_row_a_question_with_both_answers_and_every_probe(run: P
             assert isinstance(answer["correct"], bool)
 
 
+def test_the_manifest_says_what_was_asked_and_by_what(run: Path) -> None:
+    manifest = json.loads(manifest_of(run).read_text("utf-8"))
+    assert {"prompts_sha256", "items_sha256", "edge", "cloud", "probes"} <= manifest["identity"].keys()
+    assert all("{question}" in prompt for prompt in manifest["about"]["prompts"].values())
+    assert {"who", "ten-times"} <= manifest["about"]["prompts"].keys()
+    assert manifest["about"]["versions"]["llama-cpp-python"]
+
+
 def test_two_workers_make_the_rows_of_one(
     home: Path, tiny_pair: TinyPair, service: RunningServer, run: Path
 ) -> None:

@@ -15,6 +15,7 @@ from edge_agent.routing.calibration import (
     Written,
     find_calibration,
     fit,
+    judged_of,
     load_calibration,
     read_results,
     user_file,
@@ -106,6 +107,16 @@ def test_a_length_run_teaches_lengths_and_nothing_else():
     without, beside = fitted(results(), cloud_share=0.4), fitted([*results(), *lengths], cloud_share=0.4)
     assert beside.model_copy(update={"length": None}) == without
     assert beside.length.tokens({"who": 0.5}) == pytest.approx(100, rel=0.01)
+
+
+def test_where_a_cloud_was_asked_answers_of_the_edge_alone_teach_lengths_only():
+    known, alone = results(cloud_correct=True), results(100, seed=1)
+    mixed = [*known, *(replace(row, completion_tokens=100) for row in alone)]
+    assert judged_of(mixed) == known
+    assert judged_of(alone) == alone
+    made = fitted(mixed, cloud_share=0.4)
+    assert made.model_copy(update={"length": None}) == fitted(known, cloud_share=0.4)
+    assert made.length is not None
 
 
 def test_what_auto_does_not_read_is_left_out_of_the_blend():
