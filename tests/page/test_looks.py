@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -59,6 +60,22 @@ async def test_a_phone_never_scrolls_sideways(browser, url):
         await expect(chat.details.get_by_role("img", name="Drafts accepted")).to_be_visible()
         await expect((await chat.render(LONG_MARKDOWN)).get_by_role("table")).to_be_visible()
         assert await chat.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+@pytest.mark.parametrize("width", [320, 375, 500])
+async def test_on_a_narrow_screen_no_control_lies_over_another(browser, url, width):
+    async with open_page(browser, url, viewport={"width": width, "height": 700}) as chat:
+        await chat.choose("Speculate")
+        controls = await chat.page.locator("#modes label, #send").all()
+        boxes = [await control.bounding_box() for control in controls]
+        for one, other in itertools.combinations(boxes, 2):
+            beside = (
+                one["x"] + one["width"] <= other["x"] + 0.5 or other["x"] + other["width"] <= one["x"] + 0.5
+            )
+            assert (
+                beside or one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
+            )
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
 
 
 @pytest.mark.parametrize(
