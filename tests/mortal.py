@@ -50,6 +50,10 @@ class MortalCloud:
         self._process: multiprocessing.process.BaseProcess | None = None
 
     @property
+    def runs(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         assert self._process.pid is not None
