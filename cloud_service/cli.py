@@ -69,6 +69,7 @@ def serve(
     cache_type: Annotated[str | None, typer.Option(help=_help("cache_type"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     gpu_layers: Annotated[int | None, typer.Option(help=_help("gpu_layers"))] = None,
+    admission: Annotated[str | None, typer.Option(help=_help("admission"))] = None,
     max_waiting_streams: Annotated[int | None, typer.Option(help=_help("max_waiting_streams"))] = None,
     max_wait_s: Annotated[float | None, typer.Option(help=_help("max_wait_s"))] = None,
     drain_s: Annotated[float | None, typer.Option(help=_help("drain_s"))] = None,

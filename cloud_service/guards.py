@@ -12,6 +12,7 @@ from cloud_service.pressure import MemoryGuard
 from cloud_service.quotas import Quotas, UsageFile
 from cloud_service.security import Caller, Gatekeeper
 from cloud_service.targets.base import Target
+from cloud_service.waiting import Order
 from shared.config import CloudConfig
 
 
@@ -29,7 +30,10 @@ class Guards:
             gatekeeper=Gatekeeper(config.limits, None if config.tokens is None else Path(config.tokens)),
             quotas=Quotas(None if config.usage is None else UsageFile(Path(config.usage))),
             places=AdmissionQueue(
-                target.max_streams, max_waiting=config.max_waiting_streams, max_wait_s=config.max_wait_s
+                target.max_streams,
+                max_waiting=config.max_waiting_streams,
+                max_wait_s=config.max_wait_s,
+                order=Order(config.admission),
             ),
             memory=MemoryGuard(config.min_free_mb * 2**20),
         )

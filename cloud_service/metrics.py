@@ -90,6 +90,16 @@ class CloudMetrics:
             "Tokens that the target evaluated; the prompt cache spared it the others.",
             registry=registry,
         )
+        self._clamped = Counter(
+            "duet_cloud_clamped_predictions",
+            "Streams whose predicted length made no sense, and was clamped.",
+            registry=registry,
+        )
+        self._requeued = Counter(
+            "duet_cloud_requeued_streams",
+            "Times that an answer far longer than predicted gave its place to others that waited.",
+            registry=registry,
+        )
         self._queue = Histogram(
             "duet_cloud_queue_seconds",
             "Of a round, waiting for the target.",
@@ -136,6 +146,12 @@ class CloudMetrics:
         self._accepted.inc(num_accepted)
         self._queue.observe(timings.queue_us / 1e6)
         self._verify.observe(timings.verify_us / 1e6)
+
+    def clamped(self) -> None:
+        self._clamped.inc()
+
+    def requeued(self) -> None:
+        self._requeued.inc()
 
     def failed(self, error: DuetError, tenant: str | None) -> None:
         """

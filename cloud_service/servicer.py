@@ -24,6 +24,7 @@ from cloud_service.metrics import CloudMetrics
 from cloud_service.observing import caller_trace
 from cloud_service.security import Caller
 from cloud_service.targets.base import GenerateOptions, Target, TargetSequence
+from cloud_service.waiting import expected_tokens
 from protos import wire
 from protos.duet.v1 import speculation_pb2 as pb2
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
@@ -44,6 +45,7 @@ from shared.messages import Finished, FinishReason, Message, Open, Opened, Polic
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import draw
 from shared.session import CloudSession
+from shared.shaping import NO_SHAPING
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -120,10 +122,15 @@ class _Stream:
     request: Open
     opened: Opened
     session: CloudSession
+    expected_tokens: int
+    """That it is expected to write in its place."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the session has a draft, or when the stream must look at its state."""
     began: float = field(default_factory=time.monotonic)
     num_computed_tokens: int = 0
+    num_before_place: int = 0
+    """Committed tokens, when it got its place."""
+    gave_way: bool = False
     span: Span = INVALID_SPAN
 
     @property
@@ -394,69 +401,110 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             policy=policy,
             rollback_threshold=rollback_threshold,
         )
-        return _Stream(call, request, opened, session)
+        whole, clamped = expected_tokens(request.predicted_length, max_tokens)
+        if clamped:
+            self.metrics.clamped()
+        return _Stream(call, request, opened, session, max(1, whole - len(request.committed)))
 
     @asynccontextmanager
     async def _sequence(self, stream: _Stream) -> AsyncIterator[TargetSequence]:
         """A place in the target, in fair turn."""
-        caller = stream.call.caller
+        caller, expected = stream.call.caller, stream.expected_tokens
         async with (
-            self._guards.places.place(caller.name),
-            self._target.sequence(stream.text, tenant=caller.tenant) as sequence,
+            self._guards.places.place(caller.name, expected, returns=stream.gave_way),
+            self._target.sequence(stream.text, tenant=caller.tenant, expected_tokens=expected) as sequence,
         ):
-            yield sequence
+            stream.num_before_place = len(stream.session.committed)
+            computed_before = stream.num_computed_tokens
+            try:
+                yield sequence
+            finally:
+                stream.num_computed_tokens = computed_before + sequence.num_computed_tokens
+
+    def _gives_way(self, stream: _Stream) -> bool:
+        """Take note if a stream that is far longer than predicted must wait for another place.
+
+        It goes on with the same text there: what it had computed is read again, as far as no cache holds it.
+        """
+        written = len(stream.session.committed) - stream.num_before_place
+        # An engine that draws by its own sampler begins anew with its seed.
+        if stream.request.shaping != NO_SHAPING or stream.session.done:
+            return False
+        if not self._guards.places.wants_back(stream.expected_tokens, written):
+            return False
+        stream.expected_tokens = written  # failure collection: as long again as it was
+        stream.gave_way = True
+        self.metrics.requeued()
+        return True
 
     async def _speculate(self, stream: _Stream, requests: AsyncIterator[pb2.SpeculateRequest]) -> None:
-        session, request, call = stream.session, stream.request, stream.call
+        session, call = stream.session, stream.call
         await call.write(pb2.SpeculateResponse(opened=wire.encode_opened(stream.opened)))
         reader = asyncio.create_task(_read_drafts(stream, requests))
         try:
-            async with self._sequence(stream) as sequence:
-                while not session.done:
-                    if (round_ := session.next_round()) is None:
-                        if reader.done():
-                            reader.result()  # raises what the edge did wrong
-                            return  # the edge has hung up
-                        call.waits_for(Phase.EDGE)
-                        await stream.wake.wait()
-                        stream.wake.clear()
-                        call.waits_for(Phase.TARGET)
-                        continue
-                    self._guards.quotas.check(call.caller.accounts)
-                    num_judged = len(round_.token_ids) if session.needs_judgements else 0
-                    # The target reads a token to judge it; otherwise the row behind a last one may be unread.
-                    num_rows = max(round_.num_positions, num_judged + 1)
-                    scores = await sequence.score(
-                        [*stream.text, *round_.token_ids[: num_rows - 1]],
-                        num_rows=num_rows,
-                        width=request.sampling.row_width,
-                        proposed=round_.token_ids if session.needs_logprobs else None,
-                        num_judged=num_judged,
-                    )
-                    self._spend(call, num_rows)
-                    stream.num_computed_tokens = sequence.num_computed_tokens
-                    targets = draw(scores.rows, request.sampling, request.seed, round_.start).tolist()
-                    if session.done:
-                        break  # handed back while the target worked
-                    verdict = session.judge(
-                        round_,
-                        targets,
-                        scores.timings,
-                        logprobs=scores.logprobs,
-                        acceptable=scores.acceptable,
-                    )
-                    verdict = replace(verdict, stream_instead=not sequence.drafts_pay)
-                    self._count(stream, verdict)
-                    await call.write(pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict)))
+            while not session.done:
+                async with self._sequence(stream) as sequence:
+                    if not await self._rounds(stream, sequence, reader):
+                        return
             await call.write(pb2.SpeculateResponse(finished=wire.encode_finished(stream.finished())))
             # A call that ends while its edge writes a draft loses what the edge has not read: let it hang up.
             await asyncio.wait({reader}, timeout=_HANG_UP_S)
         finally:
             reader.cancel()
 
-    async def _generate(self, stream: _Stream) -> None:
+    async def _rounds(self, stream: _Stream, sequence: TargetSequence, reader: asyncio.Task[None]) -> bool:
+        """Verify what comes, until the stream is done or gives way; false where the edge has hung up."""
         session, request, call = stream.session, stream.request, stream.call
+        while not session.done:
+            if (round_ := session.next_round()) is None:
+                if reader.done():
+                    reader.result()  # raises what the edge did wrong
+                    return False
+                call.waits_for(Phase.EDGE)
+                await stream.wake.wait()
+                stream.wake.clear()
+                call.waits_for(Phase.TARGET)
+                continue
+            self._guards.quotas.check(call.caller.accounts)
+            num_judged = len(round_.token_ids) if session.needs_judgements else 0
+            # The target reads a token to judge it; otherwise the row behind a last one may be unread.
+            num_rows = max(round_.num_positions, num_judged + 1)
+            scores = await sequence.score(
+                [*stream.text, *round_.token_ids[: num_rows - 1]],
+                num_rows=num_rows,
+                width=request.sampling.row_width,
+                proposed=round_.token_ids if session.needs_logprobs else None,
+                num_judged=num_judged,
+            )
+            self._spend(call, num_rows)
+            targets = draw(scores.rows, request.sampling, request.seed, round_.start).tolist()
+            if session.done:
+                break  # handed back while the target worked
+            verdict = session.judge(
+                round_,
+                targets,
+                scores.timings,
+                logprobs=scores.logprobs,
+                acceptable=scores.acceptable,
+            )
+            verdict = replace(verdict, stream_instead=not sequence.drafts_pay)
+            self._count(stream, verdict)
+            await call.write(pb2.SpeculateResponse(verdict=wire.encode_verdict(verdict)))
+            if self._gives_way(stream):
+                break
+        return True
+
+    async def _generate(self, stream: _Stream) -> None:
+        session, call = stream.session, stream.call
         await call.write(pb2.GenerateResponse(opened=wire.encode_opened(stream.opened)))
+        while not session.done:
+            async with self._sequence(stream) as sequence:
+                await self._write_tokens(stream, sequence)
+        await call.write(pb2.GenerateResponse(finished=wire.encode_finished(stream.finished())))
+
+    async def _write_tokens(self, stream: _Stream, sequence: TargetSequence) -> None:
+        """Send what the target writes, until the stream is done or gives way."""
+        session, request, call = stream.session, stream.request, stream.call
         start = len(session.committed)
         options = GenerateOptions(
             sampling=request.sampling,
@@ -467,25 +515,19 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             num_prompt_tokens=len(stream.opened.prompt_token_ids),
             shaping=request.shaping,
         )
-        if not session.done:
-            async with (
-                self._sequence(stream) as sequence,
-                aclosing(sequence.generate(stream.text, options)) as made,
-            ):
-                async for token_ids in made:
-                    if session.done:
-                        break  # handed back
-                    start = len(session.committed)
-                    kept = session.append(token_ids)
-                    pieces = tuple(self._target.piece(token) for token in kept)
-                    stream.num_computed_tokens = sequence.num_computed_tokens
-                    await call.write(
-                        pb2.GenerateResponse(tokens=wire.encode_tokens(Tokens(start, kept, pieces)))
-                    )
-                    self._spend(call, len(kept))
-                    if not session.done:
-                        self._guards.quotas.check(call.caller.accounts)
-        await call.write(pb2.GenerateResponse(finished=wire.encode_finished(stream.finished())))
+        async with aclosing(sequence.generate(stream.text, options)) as made:
+            async for token_ids in made:
+                if session.done:
+                    break  # handed back
+                start = len(session.committed)
+                kept = session.append(token_ids)
+                pieces = tuple(self._target.piece(token) for token in kept)
+                await call.write(pb2.GenerateResponse(tokens=wire.encode_tokens(Tokens(start, kept, pieces))))
+                self._spend(call, len(kept))
+                if not session.done:
+                    self._guards.quotas.check(call.caller.accounts)
+                if self._gives_way(stream):
+                    break
 
 
 async def _first_message(call: _Call, requests: AsyncIterator[pb2.SpeculateRequest]) -> Open:

@@ -43,6 +43,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duet eval speculation --out runs/speculation --cloud gpu-server:50151 --draft-tokens 4",
     ),
     "eval answers": ("duet eval answers runs/gsm8k --data gsm8k --out answers.jsonl",),
+    "eval guide": (
+        "duet eval guide --out runs/guide --data gsm8k --limit 100 --cloud gpu-server:50151",
+        "duet eval guide --out runs/guide --data gsm8k --answers runs/pair-gsm8k --guidance-tokens 64",
+    ),
     "eval pair": ("duet eval pair runs/edge runs/cloud --out runs/pair",),
     "eval sweep": ("duet eval sweep runs/mmlu --draws 400",),
     "eval report": ("duet eval report runs/mmlu runs/gsm8k --out report",),

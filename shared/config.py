@@ -329,6 +329,9 @@ class CloudConfig(_Settings):
     """CPU threads; unset takes the physical cores."""
     gpu_layers: int = Field(0, ge=-1)
     """Layers on a GPU; -1 is all."""
+    admission: Literal["first-come", "shortest"] = "first-come"
+    """Which of a tenant's waiting streams goes first: the one that came first, or the one whose answer is
+    predicted to be shortest, with ageing."""
     max_waiting_streams: int = Field(64, ge=0)
     """Streams that may wait for a slot; more are refused."""
     max_wait_s: float = Field(30.0, gt=0.0, allow_inf_nan=False)

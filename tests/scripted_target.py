@@ -61,7 +61,7 @@ class ScriptedTarget:
 
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None
+        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
     ) -> AsyncIterator[ScriptedSequence]:
         self.open_sequences += 1
         try:

@@ -265,6 +265,7 @@ async def in_process_cloud(
     step_s: float = 0.0,
     lossy_policies: bool = True,
     tokens: str | None = None,
+    admission: str = "first-come",
     judge_head: JudgeHead | None = None,
 ) -> AsyncIterator[InProcessCloud]:
     """Serve a model in float32 throughout, on a free port.
@@ -283,6 +284,7 @@ async def in_process_cloud(
     config = CloudConfig(
         max_draft_tokens=max_draft_tokens,
         lossy_policies=lossy_policies,
+        admission=admission,
         max_waiting_streams=max_waiting_streams,
         max_wait_s=max_wait_s,
         tokens=tokens,

@@ -131,13 +131,14 @@ class Target(TextSide, Protocol):
         ...
 
     def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None
+        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
     ) -> AbstractAsyncContextManager[TargetSequence]:
         """A place in the engine for a stream that begins with these tokens; freed on exit, on cancel too.
 
         Args:
             tenant: whose stream it is. What is cached for one tenant is never read for another, so that
                 neither timings nor counts tell what somebody else has asked. None is a tenant, too.
+            expected_tokens: that the stream is expected to write, for an engine that has an order of its own.
         """
         ...
 

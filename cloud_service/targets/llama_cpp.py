@@ -96,7 +96,7 @@ class LlamaCppTarget:
 
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None
+        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
     ) -> AsyncIterator[LlamaCppSequence]:
         own = [slot for slot, owner in enumerate(self._tenants) if owner == tenant]
         turn = self._slots.enter(token_ids, reusable=own)

@@ -96,6 +96,8 @@ def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:
     options = dict(config.engine)
     if "context_tokens" in config.model_fields_set:
         options.setdefault("max_model_len", config.context_tokens)
+    if config.admission == "shortest":
+        options.setdefault("scheduling_policy", "priority")
     return load_target(weights.source, weights.name, options, config.verification)
 
 

@@ -382,7 +382,7 @@ class OpenAiTarget:
 
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None
+        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
     ) -> AsyncIterator[OpenAiSequence]:
         yield OpenAiSequence(self, cache_salt=tenant)
 

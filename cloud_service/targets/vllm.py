@@ -63,6 +63,8 @@ log = logging.getLogger("duet.target")
 
 _WATCH_S = 0.2
 _WARM_UP_TOKENS = 8
+_AGEING_TOKENS_PER_S = 16
+"""Tokens of prediction that a second of waiting makes up for in the engine's own queue."""
 _CPU_BLOCK_TOKENS = 32
 """The least that vLLM's CPU backend takes: a round computes its new tokens and up to one block."""
 
@@ -232,9 +234,9 @@ class VllmTarget:
 
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None
+        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
     ) -> AsyncIterator[TargetSequence]:
-        rounds = VllmSequence(self, cache_salt=tenant)
+        rounds = VllmSequence(self, tenant, self._priority(expected_tokens))
         if self._sessions is None or self.verification == "rounds":
             yield rounds
             return
@@ -264,19 +266,27 @@ class VllmTarget:
         # In this thread: with the loop running, vLLM would report the engine's end as its death.
         self.llm.shutdown()
 
+    def _priority(self, expected_tokens: int) -> int:
+        """Shortest first, and ageing: a stream goes before all that come so much later."""
+        if self.config.scheduler_config.policy != "priority":
+            return 0
+        return expected_tokens + int(_AGEING_TOKENS_PER_S * time.monotonic())
+
     # For sequences.
 
     async def request(
-        self, token_ids: Sequence[int], params: SamplingParams, cache_salt: str | None
+        self, token_ids: Sequence[int], params: SamplingParams, cache_salt: str | None, priority: int
     ) -> AsyncGenerator[RequestOutput, None]:
         """Run one request of the engine; ends it when the caller stops reading.
 
+        Args:
+            priority: lower ones go first.
         Raises:
             CloudUnavailable: the engine has died.
             CloudFailed: it did not finish the request.
         """
         prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
-        answers = self.llm.generate(prompt, params, request_id=f"duet-{next(self._ids)}")
+        answers = self.llm.generate(prompt, params, request_id=f"duet-{next(self._ids)}", priority=priority)
         try:
             async with aclosing(answers):
                 async for answer in answers:
@@ -308,9 +318,10 @@ class VllmTarget:
 class VllmSequence:
     """Implements `base.TargetSequence`. Holds nothing in the engine between calls."""
 
-    def __init__(self, target: VllmTarget, cache_salt: str | None) -> None:
+    def __init__(self, target: VllmTarget, cache_salt: str | None, priority: int = 0) -> None:
         self._target = target
         self._cache_salt = cache_salt
+        self._priority = priority
         self._known = KnownRows()
         self.num_computed_tokens = 0
         self.drafts_pay = True
@@ -361,10 +372,15 @@ class VllmSequence:
             skip_reading_prefix_cache=not read_cache,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async with aclosing(self._target.request(token_ids, params, self._cache_salt)) as answers:
+        async with aclosing(self._request(token_ids, params)) as answers:
             answer = await anext(answers)
         self.num_computed_tokens += len(token_ids) - (answer.num_cached_tokens or 0)
         return answer
+
+    def _request(
+        self, token_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[RequestOutput, None]:
+        return self._target.request(token_ids, params, self._cache_salt, self._priority)
 
     def _read(
         self, answer: RequestOutput, token_ids: Sequence[int], num_rows: int, width: int
@@ -413,7 +429,7 @@ class VllmSequence:
             else {_DRAW: _encode_draw(options)},
         )
         computed_before: int | None = None
-        async with aclosing(self._target.request(token_ids, params, self._cache_salt)) as answers:
+        async with aclosing(self._request(token_ids, params)) as answers:
             async for answer in answers:
                 new = list(answer.outputs[0].token_ids)
                 if computed_before is None:

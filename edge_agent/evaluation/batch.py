@@ -45,6 +45,8 @@ class Answered:
     """The limit came before the end."""
     logprobs: tuple[float, ...] = ()
     """Nats, of each token, before any sampling setting."""
+    pieces: tuple[bytes, ...] = ()
+    """Of each token, where the cloud wrote it."""
 
 
 @dataclass

@@ -167,6 +167,51 @@ def speculation(
 
 
 @app.command()
+def guide(
+    out: Out,
+    cloud: Annotated[str | None, typer.Option(help="HOST:PORT of the service that guides.")] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="A routing run whose answers are taken instead of asking the models alone."),
+    ] = None,
+    data: Data = "builtin",
+    edge: Edge = None,
+    guidance_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Repeatable; 32, 64 and 128 otherwise.")
+    ] = None,
+    limit: Limit = None,
+    max_tokens: MaxTokens = DEFAULT_MAX_ANSWER_TOKENS,
+    parallel: Parallel = 8,
+    streams: Annotated[int, typer.Option(min=1, help="Answers that the cloud makes at once.")] = 4,
+    patience: Patience = DEFAULT_PATIENCE_S,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    config: ConfigFile = None,
+) -> None:
+    """Answer every question by the edge, by the cloud, and by both for each length of guidance."""
+    from edge_agent.evaluation.guide import GuidePlan, StoredAnswers
+    from edge_agent.evaluation.items import items_sha256, load_items
+    from edge_agent.opening import model_sha256_of
+
+    settings = _settings(config, edge, max_tokens, threads, gpu_layers, cloud)
+    lengths = tuple(sorted(set(guidance_tokens or [32, 64, 128])))
+    if lengths[-1] >= max_tokens:
+        raise InvalidSetting(f"{lengths[-1]} tokens of guidance leave nothing of --max-tokens {max_tokens}")
+    source: CloudSpec | StoredAnswers
+    if answers is None:
+        source = asyncio.run(_cloud_spec(settings, streams, patience))
+    else:
+        source = StoredAnswers.of(
+            answers,
+            edge_sha256=model_sha256_of(settings),
+            items_sha256=items_sha256(load_items(data)),
+            max_tokens=max_tokens,
+        )
+    plan = GuidePlan(config=settings, source=source, guidance_tokens=lengths, num_parallel=parallel)
+    _run(plan, settings, data, limit, out, 1, ray=False)
+
+
+@app.command()
 def pair(
     edge: Annotated[Path, typer.Argument(help="A routing run of the edge model.")],
     cloud: Annotated[Path, typer.Argument(help="A routing run in which the target was the edge model.")],

@@ -85,8 +85,7 @@ class CloudAnswers:
             return await patiently(partial(self._ask, request), self._patience_s)
 
     async def _ask(self, request: Open) -> Answered:
-        text = b""
-        num_tokens = 0
+        pieces: list[bytes] = []
         async with aclosing(self._cloud.generate(request, Meter())) as messages:
             async for message in messages:
                 if isinstance(message, Opened):
@@ -95,8 +94,8 @@ class CloudAnswers:
                     censored = message.reason is FinishReason.LENGTH
                     if message.reason is FinishReason.DRAIN:
                         raise CloudUnavailable("the cloud is leaving")
-                    return Answered(text.decode("utf-8", "replace"), num_tokens, censored)
+                    text = b"".join(pieces).decode("utf-8", "replace")
+                    return Answered(text, len(pieces), censored, pieces=tuple(pieces))
                 else:
-                    text += b"".join(message.pieces)
-                    num_tokens += len(message.token_ids)
+                    pieces += message.pieces
         raise CloudFailed("the cloud ended an answer without a reason")

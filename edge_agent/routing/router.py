@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,8 @@ class Router:
         else:
             lengths = [r.value for p, r in self._by_probe(readings) if p.estimates == "length"]
             tokens = next((value for value in lengths if value is not None), self._config.max_tokens)
-        return max(1, min(self._config.max_tokens, round(tokens)))
+        most = self._config.max_tokens
+        return most if isnan(tokens) else round(max(1, min(most, tokens)))
 
     def _by_probe(self, readings: list[Reading]) -> list[tuple[Probe, Reading]]:
         by_name = {probe.name: probe for probe in self.probes}
