@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-AGEING = 1
+AGEING = 1.5
 """How many later streams may go first, for each that a stream found before it."""
-OVERRUN = 2.0
+OVERRUN = 3.0
 """An answer that is so many times longer than predicted gives its place to others that wait."""
 
 
@@ -77,7 +77,7 @@ class WaitingLine:
         num_before = len(self._of(tenant))
         if not num_before:
             self._turns.pop(tenant, None)
-        latest = self._turns[tenant] + (1 + AGEING) * num_before + self._num_places
+        latest = self._turns[tenant] + int((1 + AGEING) * num_before) + self._num_places
         ticket = Ticket(tenant, expected_tokens, latest, returns)
         self._waiting.append(ticket)
         self._lineup.append(tenant)

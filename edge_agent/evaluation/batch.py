@@ -46,7 +46,7 @@ class Answered:
     logprobs: tuple[float, ...] = ()
     """Nats, of each token, before any sampling setting."""
     pieces: tuple[bytes, ...] = ()
-    """Of each token, where the cloud wrote it."""
+    """Bytes of each token."""
 
 
 @dataclass
@@ -95,11 +95,12 @@ def answer_all(edge: EdgeModel, jobs: Iterable[Job], on_done: Callable[[Job, Ans
         state.logprobs.append(float(rows.logprobs[rows.token_ids == token][0]))
         ended = token in model.end_token_ids
         if ended or len(state.written) == _limit(job, context.context_tokens):
-            text = b"".join(map(model.piece, state.written)).decode("utf-8", "replace")
+            pieces = tuple(map(model.piece, state.written))
+            text = b"".join(pieces).decode("utf-8", "replace")
             del running[sequence]
             context.rewind(sequence, 0)
             free.append(sequence)
-            on_done(job, Answered(text, len(state.written), not ended, tuple(state.logprobs)))
+            on_done(job, Answered(text, len(pieces), not ended, tuple(state.logprobs), pieces))
 
     def fits(job: Job) -> bool:
         taken = sum(_cells(r.job, context.context_tokens) for r in running.values())

@@ -188,7 +188,7 @@ class _Examiner:
         return Job(unit.id, (*prompt, *begun), self._plan.config.max_tokens - num_guidance)
 
     def _row(self, unit: Unit, target: Answered, begun: bytes, rest: Answered) -> Row:
-        text = begun.decode("utf-8", "replace") + rest.text
+        text = (begun + b"".join(rest.pieces)).decode("utf-8", "replace")
         by_target = min(_num_guidance(unit, target), target.num_tokens)
         return {
             "id": unit.id,

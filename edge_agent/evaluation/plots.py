@@ -610,6 +610,27 @@ def acceptance_by_draft_length(lines: Mapping[str, Sequence[tuple[int, Estimate]
 # --- parts -----------------------------------------------------------------------------------------------
 
 
+@_styled
+def accuracy_by_guidance(points: Sequence[tuple[str, float, Estimate]]) -> Figure:
+    """Accuracy against the share of the target's tokens.
+
+    Args:
+        points: name, share of the target tokens of its own answers, accuracy.
+    """
+    figure, ax = _one(3.4)
+    points = sorted(points, key=lambda point: point[1])
+    ax.plot([x for _, x, _ in points], [y.value for _, _, y in points], color=COLOURS["c0"], marker="o")
+    for _, x, accuracy in points:
+        if np.isfinite(accuracy.low):
+            ax.plot([x, x], [accuracy.low, accuracy.high], color=_INK, linewidth=0.9)
+    ax.set(xlabel="target tokens, of the cloud's own answers", ylabel="accuracy", xlim=(-0.05, 1.05))
+    _percent(ax.xaxis)
+    _percent(ax.yaxis)
+    ax.margins(y=0.12)
+    _name_points(ax, [(x, y.value, name) for name, x, y in points])
+    return figure
+
+
 def _one(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height))
     return figure, figure.subplots()

@@ -17,12 +17,14 @@ from edge_agent.evaluation.page import Part, Picture, Section, Table
 from edge_agent.evaluation.plots import Curve, Group, Setting
 from edge_agent.evaluation.runs import Row, read_run
 from edge_agent.evaluation.summary import (
+    GuidanceSummary,
     LengthSummary,
     Reliability,
     Router,
     RoutingSummary,
     SettingSummary,
     SpeculationSummary,
+    summarise_guide,
     summarise_length,
     summarise_routing,
     summarise_speculation,
@@ -586,6 +588,63 @@ def _speculation_run(run: Run, s: SpeculationSummary) -> Part:
 # --- parts -----------------------------------------------------------------------------------------------
 
 
+# --- guide -----------------------------------------------------------------------------------------------
+
+
+def _guide(runs: Sequence[Run]) -> Section:
+    found = [(run, summarise_guide(run.rows)) for run in runs]
+    return Section(
+        name="guide",
+        title="Guide",
+        lead="The target begins each answer and the edge finishes it (GKT, arXiv 2405.19635): right answers"
+        " and target tokens, against edge and cloud alone.",
+        parts=[
+            Part(
+                tables=[_about(runs)],
+                missing=[f"{run.label}: no answer yet" for run, summary in found if not summary],
+            ),
+            *(_guide_run(run, summary) for run, summary in found if summary),
+        ],
+    )
+
+
+def _guide_run(run: Run, summary: Sequence[GuidanceSummary]) -> Part:
+    table = Table(
+        title="By length of guidance",
+        columns=[
+            "tokens of guidance",
+            "questions",
+            "target tokens, of the cloud's",
+            "accuracy",
+            "of the cloud's",
+        ],
+        rows=[
+            [
+                x.setting,
+                f"{x.num_questions:,}",
+                _share(x.target_tokens),
+                _share(x.accuracy),
+                _share(x.of_cloud),
+            ]
+            for x in summary
+        ],
+        note=INTERVALS,
+    )
+    points = [(x.setting, x.target_tokens.value, x.accuracy) for x in summary if x.accuracy is not None]
+    pictures = []
+    if len(points) > 1:
+        pictures.append(
+            Picture(
+                name=f"guide-{run.name}",
+                title="Accuracy by what the target writes",
+                caption="From the edge alone to the cloud alone. Lines: 95% interval."
+                f" n = {max(x.num_questions for x in summary):,} questions.",
+                figure=plots.accuracy_by_guidance(points),
+            )
+        )
+    return Part(title=run.label, tables=[table], pictures=pictures)
+
+
 def _about(runs: Sequence[Run]) -> Table:
     """What the manifests say: the same facts for every run, then whatever else makes it what it is."""
     columns = [_facts(run) for run in runs]
@@ -645,4 +704,4 @@ def _with(name: str, apgr: Estimate | None) -> str:
     return name if apgr is None else f"{name} ({apgr.value:.3f})"
 
 
-_SECTIONS = {"routing": _routing, "length": _length, "speculation": _speculation}
+_SECTIONS = {"routing": _routing, "length": _length, "speculation": _speculation, "guide": _guide}

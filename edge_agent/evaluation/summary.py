@@ -753,6 +753,48 @@ def _dominates(a: SettingSummary, b: SettingSummary) -> bool:
     return first != second and all(x <= y for x, y in zip(first, second, strict=True))
 
 
+# --- guide -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceSummary:
+    """Answers of one setting, against the cloud's own to the same questions."""
+
+    setting: str
+    """edge, cloud, or tokens of guidance."""
+    num_questions: int
+    target_tokens: Estimate
+    """Of the cloud's own answers' tokens, those that the target wrote."""
+    accuracy: Estimate | None
+    of_cloud: Estimate | None
+    """Accuracy, of the cloud's own."""
+
+
+def summarise_guide(rows: Sequence[Row], *, draws: int = 1000) -> list[GuidanceSummary]:
+    """By setting, from edge to cloud. A question counts where the cloud's own answer is there."""
+    alone = {row["item"]: row for row in rows if row["setting"] == "cloud"}
+    names = {row["setting"] for row in rows if row["item"] in alone}
+    order = sorted(names, key=lambda name: {"edge": -1.0, "cloud": math.inf}.get(name) or float(name))
+    return [_guidance([r for r in rows if r["setting"] == name], alone, draws) for name in order]
+
+
+def _guidance(rows: Sequence[Row], alone: Mapping[str, Row], draws: int) -> GuidanceSummary:
+    pairs = [(row, alone[row["item"]]) for row in rows if row["item"] in alone]
+
+    def columns(name: str, of: Sequence[tuple[Row, Row]]) -> tuple[Floats, Floats]:
+        return np.array([a[name] for a, _ in of], float), np.array([b[name] for _, b in of], float)
+
+    graded = [pair for pair in pairs if None not in (pair[0]["correct"], pair[1]["correct"])]
+    own, cloud = columns("correct", graded)
+    return GuidanceSummary(
+        setting=rows[0]["setting"],
+        num_questions=len(pairs),
+        target_tokens=_ratio_interval(*columns("target_tokens", pairs), draws),
+        accuracy=metrics.bootstrap_interval(np.mean, own, draws=draws) if graded else None,
+        of_cloud=_ratio_interval(own, cloud, draws) if graded else None,
+    )
+
+
 def sweep_markdown(found: Sequence[SweepRow]) -> str:
     """The table of a sweep; intervals are 95% percentile bootstraps over questions."""
     columns = (

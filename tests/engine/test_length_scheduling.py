@@ -155,7 +155,7 @@ async def test_many_answers_that_run_away_all_end_with_their_own_text(
     ):
         made = await asyncio.gather(*(generate(cloud, each) for each in asked))
         assert [each.token_ids for each in made] == [alone.complete(each) for each in asked]
-        # Each gives way at lengths that double: few times, whatever the prediction.
+        # Each gives way at lengths that triple: few times, whatever the prediction.
         assert 0 < counted(service, "requeued_streams") <= len(asked) * MAX_TOKENS.bit_length()
         assert service.is_idle
 

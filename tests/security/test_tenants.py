@@ -182,7 +182,7 @@ async def test_the_engine_is_told_whose_stream_it_is(shared: Shared) -> None:
     tenants: list[str | None] = []
     original = shared.target.sequence
 
-    def sequence(token_ids: Any, *, tenant: str | None = None) -> Any:
+    def sequence(token_ids: Any, *, tenant: str | None = None, expected_tokens: int = 0) -> Any:
         tenants.append(tenant)
         return original(token_ids, tenant=tenant)
 
