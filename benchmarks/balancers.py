@@ -20,6 +20,7 @@ import yaml
 
 from edge_agent.access import Access
 from edge_agent.remote import Cloud
+from tests.ports import free_port
 
 CONFIGURATIONS = Path(__file__).parents[1] / "deploy" / "loadbalancer"
 
@@ -43,7 +44,7 @@ def nginx(replicas: Sequence[str], folder: Path) -> Iterator[Balancer]:
     """nginx over the replicas; its files lie in `folder`, which is new."""
     ca = _certificate(folder / "tls")
     (folder / "temp").mkdir()
-    port = _free_port()
+    port = free_port()
     text = (CONFIGURATIONS / "nginx.conf").read_text()
     (folder / "nginx.conf").write_text(text.replace("listen 8443", f"listen 127.0.0.1:{port}"))
 
@@ -67,14 +68,14 @@ def nginx(replicas: Sequence[str], folder: Path) -> Iterator[Balancer]:
 def envoy(replicas: Sequence[str], folder: Path) -> Iterator[Balancer]:
     """Envoy over the replicas; its files lie in `folder`, which is new."""
     ca = _certificate(folder / "tls")
-    port = _free_port()
+    port = free_port()
     config = yaml.safe_load((CONFIGURATIONS / "envoy.yaml").read_text())
     [listener] = config["static_resources"]["listeners"]
     listener["address"] = _envoy_address(f"127.0.0.1:{port}")
     [cluster] = config["static_resources"]["clusters"]
     [group] = cluster["load_assignment"]["endpoints"]
     group["lb_endpoints"] = [{"endpoint": {"address": _envoy_address(replica)}} for replica in replicas]
-    config["admin"]["address"] = _envoy_address(f"127.0.0.1:{_free_port()}")
+    config["admin"]["address"] = _envoy_address(f"127.0.0.1:{free_port()}")
     (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
     program = str(Path(sys.executable).with_name("envoy"))
     options = ["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "error"]
@@ -125,9 +126,3 @@ def _running(command: list[str], port: int, folder: Path | None = None) -> Itera
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

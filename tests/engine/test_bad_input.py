@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from shared.errors import (
 from shared.events import Answer, Notice
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
+from tests.ports import free_port
 from tests.service import RunningServer, connection, in_process_cloud, loaded_edge, run_duet, running_cloud
 from tests.tiny_pair import TinyPair, write_hybrid_gguf
 
@@ -44,14 +44,6 @@ LONG = "word " * 300
 def service(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     with running_cloud(tiny_pair.target_gguf, cache_type="f32", context_tokens=CONTEXT_TOKENS) as cloud:
         yield cloud
-
-
-@pytest.fixture
-def free_port() -> int:
-    """Nothing listens here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def refused(
@@ -78,8 +70,8 @@ def refused(
 
 
 @pytest.mark.parametrize("mode", ["cloud", "speculate"])
-def test_no_cloud_at_the_address(tiny_pair: TinyPair, tmp_path: Path, free_port: int, mode: str) -> None:
-    address = f"127.0.0.1:{free_port}"
+def test_no_cloud_at_the_address(tiny_pair: TinyPair, tmp_path: Path, mode: str) -> None:
+    address = f"127.0.0.1:{free_port()}"
     line = refused(
         CloudUnavailable,
         *("ask", "hello", "--mode", mode, "--cloud", address, "--model", str(tiny_pair.draft_gguf)),

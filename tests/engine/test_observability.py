@@ -17,7 +17,7 @@ from edge_agent.agent import Agent
 from shared.config import EdgeConfig
 from shared.events import Answer
 from tests.counters import samples, scraped
-from tests.mortal import free_port
+from tests.ports import free_port
 from tests.service import CONTEXT_TOKENS, connection, in_process_cloud, loaded_edge, run_duet, running_cloud
 from tests.tiny_pair import TinyPair
 

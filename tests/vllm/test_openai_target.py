@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from shared.errors import CloudUnavailable
 from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling
 from shared.shaping import Shaping
+from tests.ports import free_port
 from tests.service import (
     connection,
     generate,
@@ -61,9 +61,7 @@ class VllmServe:
 
 @pytest.fixture(scope="module")
 def upstream(tiny_pair: TinyPair) -> Iterator[VllmServe]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
         "model": tiny_pair.target_hf,
         "served-model-name": "tiny",
