@@ -10,7 +10,6 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,9 @@ from cloud_service import server
 from cloud_service.targets.base import Target
 from shared.config import CloudConfig
 from shared.logs import configure_logging
-from tests.scripted_target import ScriptedTarget
+from shared.messages import Message, Open
+from tests.ports import free_port
+from tests.scripted_target import Passes, ScriptedTarget
 from tests.service import float32_target
 
 _START_WITHIN_S = 60.0
@@ -130,9 +131,18 @@ def _load_tiny(model_path: Path, step_s: float, slots: int) -> Target:
 class ForgetfulTarget(ScriptedTarget):
     """Counts up and keeps no record, so that a long run shows the service's memory and not its own."""
 
-    def __init__(self) -> None:
-        super().__init__(count_up)
+    def __init__(self, passes: Passes | None = None) -> None:
+        super().__init__(count_up, passes=passes)
         self.scored = _Nothing()
+
+    def answer(self, request: Open) -> list[int]:
+        """What it answers, `max_tokens` long."""
+        assert request.max_tokens is not None
+        text = self.render_chat([part for part in request.prompt if isinstance(part, Message)])
+        first = len(text)
+        while len(text) < first + request.max_tokens:
+            text.append(count_up(text))
+        return text[first:]
 
 
 class _Nothing(list[tuple[int, ...]]):
@@ -147,9 +157,3 @@ def count_up(text: object) -> int:
 def _serve(config: CloudConfig, load: Callable[[], Target], ready: Connection) -> None:
     configure_logging(config.log_format, config.log_level)
     asyncio.run(server.serve(config, load, on_ready=ready.send))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
