@@ -1,40 +1,59 @@
-"""`duet-cloud plan`'s simulation against a real service: measured back to back, then with pauses."""
+"""`duet-cloud plan`'s simulation against real runs: busy edges are measured, thinking ones foretold."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import statistics
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from benchmarks.edges import Seen, draft_rounds
 from benchmarks.harness import quantile, save, summarise
 from benchmarks.services import duet_cloud
 from cloud_service.planning.simulation import Load, simulate
 from cloud_service.planning.tables import ServerTable
 from edge_agent.remote import Cloud, Meter
-from shared.messages import Finished, Message, Open, Tokens
+from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling
-from shared.session import EdgeSession
+from tests.mortal import ForgetfulTarget, mortal_clouds
+from tests.scripted_target import Passes
 
 DRAFT_TOKENS = 4
 ANSWER_TOKENS = 160
+BASE_S, ROUND_S = 0.04, 0.005
+"""Of a scripted pass, and for each of its rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Something to measure, and what it answers."""
+
+    name: str
+    cloud: Cloud
+    texts: list[list[int]]
+    """What the target answers to each of the requests."""
+
+    async def edges(self, num: int, *, think_s: float, seconds: float) -> Seen:
+        return await draft_rounds(
+            self.cloud,
+            [request(number) for number in range(num)],
+            self.texts[:num],
+            num_draft_tokens=DRAFT_TOKENS,
+            think_s=think_s,
+            seconds=seconds,
+        )
 
 
 @dataclass
-class Seen:
-    seconds: float
-    num_tokens: int = 0
-    rounds_s: list[float] = field(default_factory=list)
+class Compared:
+    """One entry a repeat."""
 
-    @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.seconds
-
-    @property
-    def rounds_per_s(self) -> float:
-        return len(self.rounds_s) / self.seconds
+    tokens_per_s: list[float] = field(default_factory=list)
+    speed: list[float] = field(default_factory=list)
+    """Tokens per second, foretold over seen."""
+    latency: list[float] = field(default_factory=list)
+    """The median round, foretold over seen."""
 
 
 def request(number: int) -> Open:
@@ -51,126 +70,98 @@ async def answer(cloud: Cloud, number: int) -> list[int]:
     return text
 
 
-async def edges(cloud: Cloud, texts: Sequence[list[int]], think_s: float, seconds: float) -> Seen:
-    """Edges that each draft what the target will say, again and again; the first second is not counted."""
-    seen = Seen(seconds)
-    begin = time.monotonic() + 1.0
+async def compare(service: Service, given: argparse.Namespace) -> list[list[str]]:
+    """A row for each time of thinking: what was foretold over what was seen."""
+    most = given.edges[-1]
+    found = {ms: Compared() for ms in given.think_ms}
+    for _ in range(given.repeats):
+        # Table and runs in turn: the machine's speed changes from minute to minute.
+        backs = [await service.edges(num, think_s=0.0, seconds=given.seconds) for num in given.edges]
+        table = ServerTable(
+            model="measured",
+            gpu="here",
+            scheme="request",
+            max_draft_tokens=DRAFT_TOKENS,
+            source="this run",
+            edges=tuple(given.edges),
+            rounds_per_s=tuple(each.rounds_per_s for each in backs),
+            streams=(1,),
+            plain_tokens_per_s=(1,),
+        )
+        for ms, compared in found.items():
+            seen = await service.edges(most, think_s=ms / 1e3, seconds=2 * given.seconds)
+            load = Load(
+                num_edges=most,
+                cycle_s=0.0,
+                answer_tokens=1e6,
+                tokens_per_round=statistics.mean(each.num_tokens / len(each.rounds_s) for each in backs),
+                round_pause_s=ms / 1e3,
+                overhead_s=table.overhead_s,
+            )
+            foretold = simulate(load, table.pass_seconds, max_batch=table.most_edges, seconds=60)
+            compared.tokens_per_s.append(seen.tokens_per_s)
+            compared.speed.append(foretold.tokens_per_s / seen.tokens_per_s)
+            compared.latency.append(foretold.round_p50_s / quantile(seen.rounds_s, 0.5))
+            print(
+                f"{service.name}, {ms:g} ms: {compared.speed[-1]:.2f}, {compared.latency[-1]:.2f}", flush=True
+            )
+    return [
+        [
+            *(service.name, str(most), f"{ms:g}", summarise(compared.tokens_per_s).show("{:.0f}")),
+            *(summarise(compared.speed).show(), summarise(compared.latency).show()),
+        ]
+        for ms, compared in found.items()
+    ]
 
-    async def edge(number: int) -> None:
-        text = texts[number]
-        while time.monotonic() < begin + seconds:
-            # From the middle on, so that the prompt is read once and then found in the cache.
-            async with cloud.speculate(request(number), Meter()) as stream:
-                session = EdgeSession()
-                session.send_open()
-                session.receive_opened(stream.opened)
-                while time.monotonic() < begin + seconds:
-                    at = len(session.committed)
-                    draft = text[at : at + DRAFT_TOKENS]
-                    if len(draft) < DRAFT_TOKENS or at + DRAFT_TOKENS + 1 >= len(text):
-                        break
-                    if think_s:
-                        await asyncio.sleep(think_s)
-                    sent = time.monotonic()
-                    await stream.send(session.send_draft(draft, more=False))
-                    verdict = await stream.receive()
-                    if isinstance(verdict, Finished):
-                        break
-                    session.receive_verdict(verdict)
-                    if begin <= sent and time.monotonic() <= begin + seconds:
-                        seen.rounds_s.append(time.monotonic() - sent)
-                        seen.num_tokens += len(session.committed) - at
 
-    await asyncio.gather(*(edge(number) for number in range(len(texts))))
-    return seen
+async def scripted(address: str, given: argparse.Namespace) -> list[list[str]]:
+    target = ForgetfulTarget()
+    texts = [target.answer(request(number)) for number in range(given.edges[-1])]
+    async with Cloud(address, connect_timeout_s=5, silence_timeout_s=60) as cloud:
+        return await compare(Service("scripted", cloud, texts), given)
 
 
-async def streams(cloud: Cloud, num_streams: int) -> float:
-    """Tokens per second of plain streams together, prompts included."""
-    began = time.monotonic()
-    texts = await asyncio.gather(*(answer(cloud, number) for number in range(num_streams)))
-    return sum(map(len, texts)) / (time.monotonic() - began)
-
-
-async def measure(address: str, given: argparse.Namespace) -> list[list[str]]:
+async def real(address: str, given: argparse.Namespace) -> list[list[str]]:
     async with Cloud(address, connect_timeout_s=5, silence_timeout_s=120) as cloud:
-        texts = await asyncio.gather(*(answer(cloud, number) for number in range(max(given.edges))))
-        plain = [await streams(cloud, n) for n in given.edges]
-        rows = []
-        for think_ms in given.think_ms:
-            ratios = []
-            for _ in range(given.repeats):
-                # Table and run in turn: the machine's speed changes from minute to minute.
-                backs = [await edges(cloud, texts[:n], 0.0, given.seconds) for n in given.edges]
-                tokens = statistics.mean(seen.num_tokens / len(seen.rounds_s) for seen in backs)
-                table = ServerTable(
-                    model="measured",
-                    gpu="here",
-                    scheme="request",
-                    max_draft_tokens=DRAFT_TOKENS,
-                    source="this run",
-                    edges=tuple(given.edges),
-                    rounds_per_s=tuple(seen.rounds_per_s for seen in backs),
-                    streams=tuple(given.edges),
-                    plain_tokens_per_s=tuple(plain),
-                )
-                load = Load(
-                    num_edges=len(texts),
-                    pause_s=0.0,
-                    answer_tokens=1e6,
-                    tokens_per_round=tokens,
-                    round_pause_s=think_ms / 1e3,
-                )
-                predicted = simulate(load, table.pass_seconds, max_batch=table.most_edges, seconds=60)
-                real = await edges(cloud, texts, think_ms / 1e3, given.seconds)
-                ratios.append(
-                    (
-                        predicted.tokens_per_s / real.tokens_per_s,
-                        predicted.round_p50_s / quantile(real.rounds_s, 0.5),
-                        real.tokens_per_s,
-                    )
-                )
-            speed, latency, tokens_per_s = (summarise(column) for column in zip(*ratios, strict=True))
-            shown = [tokens_per_s.show("{:.1f}"), speed.show(), latency.show()]
-            rows.append([str(len(texts)), f"{think_ms:g}", *shown])
-    return rows
+        texts = await asyncio.gather(*(answer(cloud, number) for number in range(given.edges[-1])))
+        return await compare(Service(given.target, cloud, texts), given)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--edges", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--think-ms", type=float, nargs="+", default=[50.0, 200.0])
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("target", help="'scripted', or the name of a model for llama.cpp")
+    parser.add_argument("--edges", type=int, nargs="+", default=[1, 2, 4, 8], help="ascending")
+    parser.add_argument("--think-ms", type=float, nargs="+", default=[50.0, 200.0, 500.0])
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repeats", type=int, default=6)
     given = parser.parse_args()
-    # One thread: on a machine that does other work besides, llama.cpp's threads wait for each other.
-    serve = (
-        "--model",
-        given.model,
-        "--threads",
-        "1",
-        "--slots",
-        str(max(given.edges)),
-        "--context-tokens",
-        "512",
-    )
-    with duet_cloud(*serve) as (address, _):
-        rows = asyncio.run(measure(address, given))
+    if given.target == "scripted":
+        passes = Passes(BASE_S, ROUND_S, given.edges[-1])
+        with mortal_clouds(1, partial(ForgetfulTarget, passes)) as [cloud]:
+            rows = asyncio.run(scripted(cloud.address, given))
+        what = f"a scripted target whose passes wait for {1e3 * BASE_S:g} ms and {1e3 * ROUND_S:g} ms a round"
+    else:
+        # One thread: on a machine that does other work besides, llama.cpp's threads wait for each other.
+        serve = ("--model", given.target, "--threads", "1", "--slots", str(given.edges[-1]))
+        with duet_cloud(*serve, "--context-tokens", "512") as (address, _):
+            rows = asyncio.run(real(address, given))
+        what = f"{given.target} on llama.cpp with one thread"
     save(
-        "plan_check",
-        command="python -m benchmarks.plan_check",
-        title="A plan against a real run",
-        notes=f"{given.model} on llama.cpp, one thread. Rounds of {DRAFT_TOKENS} draft tokens, all right, are"
-        f" measured back to back with {', '.join(map(str, given.edges))} edges, which gives the"
-        " simulation's table; then edges think between rounds, simulated and for real. Ratios are"
-        " predicted over real. Aim: within 15%.",
+        f"plan_check_{given.target}",
+        command=f"python -m benchmarks.plan_check {given.target} --edges {' '.join(map(str, given.edges))}",
+        title=f"A plan against real runs: {given.target}",
+        notes=f"A real service on loopback over {what}. Rounds of {DRAFT_TOKENS} draft tokens, all right:"
+        f" {', '.join(map(str, given.edges))} edges back to back give the simulation's table; then"
+        f" {given.edges[-1]} think before each draft, half to one and a half of the time named, simulated and"
+        f" for real. {given.repeats} tables and runs in turn; windows of {given.seconds:g} s and"
+        f" {2 * given.seconds:g} s. Aim: within 15%.",
         columns=[
+            "target",
             "edges",
             "thinking, ms",
-            "real tokens/s",
-            "tokens/s, predicted / real",
-            "round p50, predicted / real",
+            "tokens/s seen",
+            "tokens/s, foretold / seen",
+            "round p50, foretold / seen",
         ],
         rows=rows,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from cloud_service.planning.simulation import Behaviour, Load, simulate
 from cloud_service.planning.tables import ServerTable
@@ -21,7 +22,7 @@ class Demand:
 
     num_edges: int
     answers_per_hour: float
-    """Of one edge, pauses included."""
+    """Of one edge."""
     answer_tokens: float
     tokens_per_round: float
     """Acceptance length at the table's draft length."""
@@ -78,6 +79,7 @@ def make_plan(demand: Demand, table: ServerTable, *, price_per_hour: float, seed
         table.most_edges,
         tokens_per_round=demand.tokens_per_round,
         round_pause_s=demand.draft_s + demand.rtt_s,
+        overhead_s=table.overhead_s,
         seed=seed,
     )
     plain = _fleet(
@@ -87,6 +89,7 @@ def make_plan(demand: Demand, table: ServerTable, *, price_per_hour: float, seed
         int(table.streams[-1]),
         tokens_per_round=1.0,
         round_pause_s=0.0,
+        overhead_s=0.0,
         seed=seed,
     )
     return Plan(speculative, plain)
@@ -100,18 +103,20 @@ def _fleet(
     *,
     tokens_per_round: float,
     round_pause_s: float,
+    overhead_s: float,
     seed: int,
 ) -> Fleet | None:
     rounds_per_edge_s = demand.answers_per_hour / 3600.0 * demand.answer_tokens / tokens_per_round
 
+    @cache
     def trial(num_edges: int) -> Behaviour:
-        alone = demand.answer_tokens / tokens_per_round * (pass_seconds(1) + round_pause_s)
         load = Load(
             num_edges=num_edges,
-            pause_s=max(0.0, 3600.0 / demand.answers_per_hour - alone),
+            cycle_s=3600.0 / demand.answers_per_hour,
             answer_tokens=demand.answer_tokens,
             tokens_per_round=tokens_per_round,
             round_pause_s=round_pause_s,
+            overhead_s=overhead_s,
         )
         seconds = min(_LONGEST_S, max(_SHORTEST_S, _MOST_SIMULATED_ROUNDS / (num_edges * rounds_per_edge_s)))
         return simulate(load, pass_seconds, max_batch=most_measured, seconds=seconds, seed=seed)
@@ -136,7 +141,14 @@ def _fleet(
         return None
     num_gpus = -(-demand.num_edges // best[0])
     per_gpu = -(-demand.num_edges // num_gpus)
-    behaviour = trial(per_gpu)
+    # Near the limit two trials may differ: what is promised is what was seen.
+    while not enough(behaviour := trial(per_gpu)) and per_gpu > 1:
+        num_gpus += 1
+        per_gpu = -(-demand.num_edges // num_gpus)
     in_system = behaviour.tokens_per_s / tokens_per_round * behaviour.round_p50_s  # Little's law
-    cost = price_per_hour / (behaviour.tokens_per_s * 3600.0) * 1e6
+    asked = demand.answers_per_hour * demand.answer_tokens / 3600.0
+    made = demand.num_edges * min(
+        asked, behaviour.speed_p50
+    )  # tokens/s; an edge that asks for more never rests
+    cost = num_gpus * price_per_hour / (made * 3600.0) * 1e6
     return Fleet(num_gpus, per_gpu, behaviour, cost, beyond_measured=in_system > most_measured)

@@ -46,9 +46,15 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
+_ALIKE = 0.05
+"""Costs that differ by less are the simulation's noise."""
+
+
 def plan_notes(plan: Plan, demand: Demand) -> list[str]:
     """What a reader of the table has to know; one line each."""
     notes = []
+    if plan.speculative and plan.plain:
+        notes.append(_cheaper(plan.speculative.cost_per_million, plan.plain.cost_per_million))
     for name, fleet in (("edges draft", plan.speculative), ("plain streams", plan.plain)):
         if fleet is None:
             notes.append(
@@ -59,6 +65,15 @@ def plan_notes(plan: Plan, demand: Demand) -> list[str]:
                 f"{name}: more rounds wait at once than were measured, so that the figures are a guess"
             )
     return notes
+
+
+def _cheaper(speculative: float, plain: float) -> str:
+    """Which way costs less, in a line."""
+    if abs(speculative - plain) < _ALIKE * plain:
+        return "a token costs the same either way"
+    if speculative > plain:
+        return f"plain streams are cheaper here: drafts make a token {speculative / plain:.1f} times as dear"
+    return f"drafts are cheaper here: a token costs {1 - speculative / plain:.0%} less than in plain streams"
 
 
 def _cells(fleet: Fleet | None) -> list[str]:

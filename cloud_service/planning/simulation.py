@@ -1,7 +1,8 @@
 """Edges against one GPU, event by event: how fast answers come at a given load.
 
 A pass takes all rounds that wait (continuous batching) and lasts what was measured for so many; between
-its rounds an edge drafts and the link carries. Users come back after a pause. SimPy keeps the clock.
+its rounds an edge drafts and the link carries. Users ask when they would, and wait where the answer before
+is not finished. Reading prompts is left out. SimPy keeps the clock.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ class Load:
     """What the edges of one GPU do."""
 
     num_edges: int
-    pause_s: float
-    """Mean of a user's pause between two answers (exponential); 0 never pauses."""
+    cycle_s: float
+    """Mean time between two questions of a user (exponential); 0 asks again at once."""
     answer_tokens: float
     """Mean of an answer's length (geometric)."""
     tokens_per_round: float
     """Acceptance length: tokens that a round commits, the target's own included; 1 for a plain stream."""
     round_pause_s: float
-    """From a verdict's leaving the GPU to the next draft's arriving there: drafting and the round trip;
-    0 for a plain stream."""
+    """Mean time from a verdict's leaving the service to the next draft's arriving there: drafting and the
+    round trip. Each is another, evenly from half to one and a half of it. 0 for a plain stream."""
+    overhead_s: float = 0.0
+    """Of a round at the service, beside waiting and its pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,10 @@ class Behaviour:
     tokens_per_s: float
     """Committed, of all edges together."""
     round_p50_s: float
-    """From a draft's arrival at the GPU to its verdict."""
+    """From a draft's arrival at the service to its verdict."""
     round_p95_s: float
     speed_p50: float
-    """Tokens per second of an answer while it is made."""
+    """Tokens per second of an answer while it is made, its last round taken for a whole one."""
     speed_p5: float
     """The slowest twentieth of answers is slower."""
     busy: float
@@ -101,25 +104,27 @@ def simulate(load: Load, pass_seconds: Pass, *, max_batch: int, seconds: float, 
     committed = [0.0]
 
     def edge() -> Generator[simpy.Event, None, None]:
-        # Edges start at different moments of a cycle, as they would be met at any time.
-        yield env.timeout(rng.uniform(0.0, load.pause_s + load.round_pause_s))
+        # Edges start at different moments, as they would be met at any time.
+        due = rng.uniform(0.0, load.cycle_s + load.round_pause_s)
         while True:
-            num_tokens = int(rng.geometric(1.0 / load.answer_tokens))
-            started, left = env.now, float(num_tokens)
+            yield env.timeout(max(0.0, due - env.now))
+            started, left, num_rounds = env.now, float(rng.geometric(1.0 / load.answer_tokens)), 0
             while left > 0.0:
                 if load.round_pause_s:
-                    yield env.timeout(load.round_pause_s)
+                    yield env.timeout(load.round_pause_s * rng.uniform(0.5, 1.5))
                 asked = env.now
+                if load.overhead_s:
+                    yield env.timeout(load.overhead_s)
                 yield gpu.verify()
                 gained = min(left, load.tokens_per_round)
                 left -= gained
-                if asked >= begin:
+                num_rounds += 1
+                if env.now >= begin:
                     rounds.append(env.now - asked)
                     committed[0] += gained
             if started >= begin:
-                speeds.append(num_tokens / (env.now - started))
-            if load.pause_s:
-                yield env.timeout(rng.exponential(load.pause_s))
+                speeds.append(num_rounds * load.tokens_per_round / (env.now - started))
+            due += rng.exponential(load.cycle_s)
 
     env.process(gpu.run())
     for _ in range(load.num_edges):

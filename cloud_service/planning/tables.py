@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class ServerTable(BaseModel):
-    """One GPU with one target model, back to back: no edge thinks between its rounds."""
+    """One GPU with one target model, measured back to back: no edge thinks between its rounds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,13 +52,38 @@ class ServerTable(BaseModel):
         return self
 
     def pass_seconds(self, num_rounds: int) -> float:
-        """Time of a pass over `num_rounds` waiting rounds, >= 1: with n edges that do not think every pass
-        holds the rounds of all of them, so that it takes n / rounds_per_s."""
-        return _seconds(self.edges, self.rounds_per_s, num_rounds)
+        """Time of a pass over `num_rounds` waiting rounds, >= 1; beyond `most_edges` the rate stays."""
+        return _between(*self._passes, num_rounds)
+
+    @cached_property
+    def _passes(self) -> tuple[list[float], list[float]]:
+        """Rounds of a pass, ascending, and its time.
+
+        Edges that do not think are served in two groups by turns: a round that comes while a pass is under
+        way waits for the next. However n edges are split, both passes together take n / rounds_per_s: two
+        over n / 2, or one over a single round and one over the others, which tells of the largest passes.
+        An edge alone waits for its pass and the overhead.
+        """
+        both = [(n, n / rate) for n, rate in zip(self.edges, self.rounds_per_s, strict=True)]
+        halves = [(n / 2, seconds / 2) for n, seconds in both if n >= 2] or both
+        if both[0][0] == 1 and halves[0][0] > 1:
+            halves.insert(0, (1, min(both[0][1], halves[0][1])))
+        counts, times = (list(column) for column in zip(*halves, strict=True))
+        most, seconds = both[-1]
+        if most > 2:
+            times.append(seconds - _between(counts, times, 1))
+            counts.append(most - 1)
+        return counts, times
+
+    @property
+    def overhead_s(self) -> float:
+        """What an edge alone waits for beside its pass: service, network and the engine's intake."""
+        return max(0.0, 1.0 / self.rounds_per_s[0] - self.pass_seconds(1)) if self.edges[0] == 1 else 0.0
 
     def step_seconds(self, num_streams: int) -> float:
         """Time of one token of each of `num_streams` plain streams."""
-        return _seconds(self.streams, self.plain_tokens_per_s, num_streams)
+        times = [n / rate for n, rate in zip(self.streams, self.plain_tokens_per_s, strict=True)]
+        return _between(self.streams, times, num_streams)
 
     @property
     def most_edges(self) -> int:
@@ -65,11 +91,10 @@ class ServerTable(BaseModel):
         return int(self.edges[-1])
 
 
-def _seconds(counts: Sequence[float], rates: Sequence[float], count: int) -> float:
-    """n / rate(n), linear between measured points; beyond the last one the rate stays what it was there."""
-    times = [n / rate for n, rate in zip(counts, rates, strict=True)]
+def _between(counts: Sequence[float], times: Sequence[float], count: int) -> float:
+    """Linear between points; below the first the time stays what it is there, beyond the last the rate."""
     if count >= counts[-1]:
-        return count / rates[-1]
+        return count / counts[-1] * times[-1]
     return float(np.interp(count, counts, times))
 
 
