@@ -10,14 +10,11 @@ import argparse
 import asyncio
 import random
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.balancers import nginx
 from benchmarks.edges import draft_rounds
@@ -26,6 +23,7 @@ from cloud_service.targets.base import Target
 from edge_agent.remote import Cloud, Meter
 from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling
+from tests.counters import scraped, total
 from tests.engine.test_survival import NUM_WORKERS, STEP_S, Tally, expected_answers, run_under
 from tests.mortal import ForgetfulTarget, MortalCloud, mortal_clouds, tiny_target
 from tests.ports import free_port
@@ -103,31 +101,24 @@ async def speeds(folder: Path, given: argparse.Namespace) -> tuple[Summary, Summ
 class Counted:
     """Sums over the replicas, from their metrics."""
 
-    prompt: float = 0.0
-    computed: float = 0.0
-    committed: float = 0.0
+    prompt_tokens: float = 0.0
+    computed_tokens: float = 0.0
+    committed_tokens: float = 0.0
     streams: float = 0.0
 
+    @classmethod
+    async def of(cls, metrics: Sequence[str]) -> Counted:
+        pages = [await scraped(address) for address in metrics]
+        return cls(*(sum(total(page, f"duet_cloud_{f.name}_total") for page in pages) for f in fields(cls)))
+
     def __sub__(self, other: Counted) -> Counted:
-        return Counted(*(getattr(self, name) - getattr(other, name) for name in self.__dataclass_fields__))
+        return Counted(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
     @property
     def hit_share(self) -> float:
         """Of prompt tokens, those that the cache spared. An answer's are computed, but for the last."""
-        return 1.0 - (self.computed - self.committed + self.streams) / self.prompt
-
-
-def counted(metrics: Sequence[str]) -> Counted:
-    sums = Counted()
-    for address in metrics:
-        with urllib.request.urlopen(f"http://{address}/metrics") as page:
-            families = list(text_string_to_metric_families(page.read().decode()))
-        for name in sums.__dataclass_fields__:
-            whole = "duet_cloud_streams" if name == "streams" else f"duet_cloud_{name}_tokens"
-            [family] = [family for family in families if family.name == whole]
-            found = sum(sample.value for sample in family.samples if sample.name.endswith("_total"))
-            setattr(sums, name, getattr(sums, name) + found)
-    return sums
+        computed = self.computed_tokens - self.committed_tokens + self.streams
+        return 1.0 - computed / self.prompt_tokens
 
 
 async def hit_share(
@@ -143,7 +134,7 @@ async def hit_share(
     async with connect() as usual:
         for turn in range(given.turns):
             if turn == 1:
-                before = counted(metrics)
+                before = await Counted.of(metrics)
             random.Random(turn).shuffle(chats)
             for chat in chats:
                 if affinity:
@@ -152,7 +143,7 @@ async def hit_share(
                     async with connect() as stranger:  # another salt, so another name
                         answer = await _answer(stranger, chat)
                 chat += [Message("assistant", answer), Message("user", f"And what of {turn}?")]
-    return (counted(metrics) - before).hit_share
+    return (await Counted.of(metrics) - before).hit_share
 
 
 async def _answer(cloud: Cloud, chat: Sequence[Message]) -> str:

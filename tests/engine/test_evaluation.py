@@ -35,6 +35,7 @@ pytestmark = pytest.mark.engine
 Row = dict[str, Any]
 
 NUM_QUESTIONS = 8
+RAY_SCRIPT = Path(__file__).parents[2] / "deploy" / "ray" / "evaluate.sh"
 PROBES = ("who", "bins")
 SHORT = ("--max-tokens", "8", "--threads", "1")
 MADE_WITHIN_S = 60.0
@@ -188,8 +189,16 @@ def test_workers_on_ray_make_the_rows_of_one(
     home: Path, tiny_pair: TinyPair, service: RunningServer, run: Path
 ) -> None:
     folder = home / "ray"
-    arguments = ("--limit", str(NUM_QUESTIONS), "--workers", "2", "--ray", "--out", str(folder))
-    asked(home, *routing(tiny_pair, service), *arguments)
+    _, *arguments = routing(tiny_pair, service)
+    done = subprocess.run(
+        ["bash", RAY_SCRIPT, *arguments, "--limit", str(NUM_QUESTIONS), "--workers", "2", "--out", folder],
+        cwd=home,
+        env=clean_environment(home, {"DUET": command("duet"), "RAY_ADDRESS": "local"}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
     assert same(rows_of(folder), rows_of(run))
 
 
