@@ -1,4 +1,4 @@
-"""What the edge says of an answer's length is a number of tokens that the answer can have, whatever it read."""
+"""What the edge says of a length is a number of tokens that the answer can have, whatever was read."""
 
 from __future__ import annotations
 
