@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from typer.core import TyperGroup
 
@@ -49,10 +49,12 @@ def pull_progress() -> Iterator[Progress]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("", total=None)
+        tasks: list[TaskID] = []  # none until something is downloaded: nothing shows for a model that is here
 
         def show(name: str, step: str, done_bytes: int, total_bytes: int) -> None:
-            bars.update(task, description=f"{name}: {step}", completed=done_bytes, total=total_bytes)
+            if not tasks:
+                tasks.append(bars.add_task("", total=None))
+            bars.update(tasks[0], description=f"{name}: {step}", completed=done_bytes, total=total_bytes)
 
         yield show
 

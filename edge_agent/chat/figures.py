@@ -109,7 +109,8 @@ def stats_lines(figures: ChatFigures) -> list[str]:
     if figures.last is None:
         return ["no answers yet"]
     last = figures.last
-    lines = [f"{figures.num_answers} answers, {figures.num_tokens} tokens"]
+    plural = "" if figures.num_answers == 1 else "s"
+    lines = [f"{figures.num_answers} answer{plural}, {figures.num_tokens} tokens"]
     lines += [f"  {origin.value}: {count}" for origin, count in figures.origins.most_common()]
     if figures.num_drafted:
         lines.append(
