@@ -13,6 +13,7 @@ from cloud_service.judging.evaluation import evaluate
 from cloud_service.judging.labels import is_held_out, judged_tokens
 from cloud_service.judging.states import load_states
 from cloud_service.judging.training import train
+from edge_agent.evaluation.metrics import auroc
 from shared.config import DEFAULT_TARGET
 from shared.labelled_answers import from_lines
 from shared.models import Registry, resolve
@@ -39,12 +40,17 @@ def main() -> None:
         head = train(tokens, model=DEFAULT_TARGET, model_sha256=sha256, max_false_accepts=share)
         for name, answers in sets.items():
             unseen = [each for each in answers if is_held_out(each[0].id)]
+            judged = judged_tokens(unseen)
+            assert judged is not None, "no answer of a held-out question was read"
+            disputed, right = judged.disputed, judged.right[judged.disputed]
             quality = evaluate(head, unseen, target=DEFAULT_TARGET, draft_tokens=arguments.draft_tokens)
             rows.append(
                 [
                     f"{share:g}",
                     name,
                     f"{quality.num_questions} / {quality.num_answers}",
+                    f"{auroc(head.probabilities(judged.hidden[disputed]), right):.2f}",
+                    f"{auroc(judged.logprobs[disputed], right):.2f}",
                     str(quality.precision),
                     str(quality.recall),
                     str(quality.false_accepts),
@@ -64,13 +70,16 @@ def main() -> None:
             f" {len({answer.id for answer, _ in seen})} other questions ({len(tokens.right)} labelled tokens,"
             f" {int(tokens.disputed.sum())} in dispute: not the target's own). Tokens a round at"
             f" {arguments.draft_tokens} draft tokens, along the draft model's answers up to their first"
-            " errors. Errors stopped: first errors with a rejection within a draft's length. Labels by rule"
-            " (docs/methods.md). 95% bootstrap intervals over questions."
+            " errors. AUROC: how well right tokens in dispute rank before wrong ones, by the head and by the"
+            " target's probability of them. Errors stopped: first errors with a rejection within a draft's"
+            " length. Labels by rule (docs/methods.md). 95% bootstrap intervals over questions."
         ),
         columns=[
             "false accepts allowed",
             "set",
             "questions / answers",
+            "AUROC",
+            "of likelihood",
             "precision",
             "recall",
             "false accepts",
