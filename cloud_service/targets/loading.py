@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
@@ -93,12 +94,18 @@ def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from cloud_service.targets.vllm import load_target
 
-    options = dict(config.engine)
+    return load_target(weights.source, weights.name, vllm_options(config), config.verification)
+
+
+def vllm_options(config: CloudConfig) -> dict[str, Any]:
+    """The engine's options, where other settings say something about them, too; its own win."""
+    options: dict[str, Any] = {}
     if "context_tokens" in config.model_fields_set:
-        options.setdefault("max_model_len", config.context_tokens)
-    if config.admission == "shortest":
-        options.setdefault("scheduling_policy", "priority")
-    return load_target(weights.source, weights.name, options, config.verification)
+        options["max_model_len"] = config.context_tokens
+    # Sessions that stay in the engine are not of its queue.
+    if config.admission == "shortest" and config.verification == "rounds":
+        options["scheduling_policy"] = "priority"
+    return options | config.engine
 
 
 def _openai_loader(config: CloudConfig, registry: Registry) -> Callable[[], Target]:

@@ -82,6 +82,26 @@ def test_other_text_is_refused(value):
         resolve(CloudConfig, {"environment": {"engine": value}})
 
 
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        pytest.param({}, {}, id="the engine's own defaults"),
+        pytest.param({"context_tokens": 512}, {"max_model_len": 512}, id="a context"),
+        pytest.param({"admission": "shortest"}, {}, id="sessions in the engine keep their order"),
+        pytest.param(
+            {"admission": "shortest", "verification": "rounds"}, {"scheduling_policy": "priority"},
+            id="rounds wait in the engine's queue, by length",
+        ),
+        pytest.param(
+            {"admission": "shortest", "verification": "rounds", "engine": {"scheduling_policy": "fcfs"}},
+            {"scheduling_policy": "fcfs"}, id="the operator's own word",
+        ),
+    ],
+)  # fmt: skip
+def test_what_settings_say_to_vllm(settings, options):
+    assert loading.vllm_options(CloudConfig(**settings)) == options
+
+
 def test_engine_options_without_that_engine_are_refused():
     with pytest.raises(InvalidSetting, match="--target vllm"):
         loading.target_loader(CloudConfig(engine={"seed": 1}), no_progress)
