@@ -142,7 +142,7 @@ async def test_commands_change_the_mode_and_tell_save_clear_and_load(chat: Chat,
         await entered("/mode local", "mode local")
         terminal.enter(QUESTION)
         await terminal.shows(lambda: "local ·" in terminal.lines[-1] and shows_prompt(terminal))
-        await entered("/stats", "1 answers")
+        await entered("/stats", "1 answer, ")
         await entered("/mode fast", "there is no mode 'fast'; there are auto, local, cloud, speculate")
         await entered("/route", "the router decides in mode auto")
         await entered("/route What is 1+1?", "because")
