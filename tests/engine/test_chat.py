@@ -244,7 +244,7 @@ def test_a_pipe_gets_answers_only_and_the_rest_goes_to_standard_error(
     code, answers, rest = piped(b"Hello\n\n/stats\nAgain?\r\n\xff\xfe without an end")
     assert code == 0
     assert "\x1b" not in answers.replace("\x1b[", "")
-    assert "duet: 1 answers" in rest
+    assert "duet: 1 answer" in rest
     saved = json.loads((tmp_path / "chats" / "last.json").read_text())["messages"]
     asked = [message["content"] for message in saved if message["role"] == "user"]
     assert asked == ["Hello", "Again?", "\ufffd\ufffd without an end"]
