@@ -112,6 +112,12 @@ def test_what_is_scaled_by_the_autoscaler_has_no_fixed_number_of_replicas(deploy
     )
 
 
+def test_the_autoscaler_asks_for_what_the_adapter_offers(deploy):
+    [asked] = rendered(deploy, EVERYTHING)["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    [rule] = yaml.safe_load((deploy / "kubernetes/prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    assert rule["name"]["as"] == asked["pods"]["metric"]["name"]
+
+
 def test_a_changed_setting_restarts_the_pods(deploy):
     one, other = (
         rendered(deploy, PLAIN | {"drainSeconds": seconds})["StatefulSet"]["spec"]["template"]["metadata"]

@@ -12,6 +12,7 @@ from tests.deploy.tools import output, run
 
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 INSTALL = DEPLOY / "install.sh"
+ROOT = DEPLOY.parent
 
 
 def install(*arguments: str) -> tuple[int, str]:
@@ -36,7 +37,7 @@ def test_a_unit_exposes_little(unit):
 
 @pytest.mark.parametrize(
     "script",
-    [*sorted(DEPLOY.rglob("*.sh")), *sorted((DEPLOY.parent / "ci").glob("*.sh"))],
+    [*sorted(DEPLOY.rglob("*.sh")), *sorted(ROOT.glob("ci/*.sh")), ROOT / ".ci" / "run"],
     ids=lambda s: s.name,
 )
 def test_shellcheck_finds_nothing(script):

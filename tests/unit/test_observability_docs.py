@@ -18,6 +18,7 @@ from tests.scripted_target import ScriptedTarget
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "observability.md"
 DASHBOARD = ROOT / "deploy" / "grafana" / "duet.json"
+ADAPTER = ROOT / "deploy" / "kubernetes" / "prometheus-adapter.yaml"
 
 
 def registries() -> list[CollectorRegistry]:
@@ -54,6 +55,12 @@ def test_every_metric_of_the_dashboard_exists():
     board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     asked = {name for query in queries for name in re.findall(r"duet_\w+", query)}
+    assert asked <= sample_names()
+
+
+def test_what_the_autoscalers_adapter_reads_exists():
+    asked = set(re.findall(r"duet_cloud_\w+(?=\{)", ADAPTER.read_text(encoding="utf-8")))
+    assert asked
     assert asked <= sample_names()
 
 
