@@ -475,6 +475,7 @@ def summarise_length(rows: Sequence[Row], *, draws: int = 1000) -> LengthSummary
     if not rows:
         return None
     plain = [row for row in rows if row["prompt"] == PLAIN]
+    by_seed = {_seed(row): row for row in plain}
     whole = [row for row in plain if not row["censored"]]
     missing = []
     predictors: list[Predictor] = []
@@ -488,7 +489,18 @@ def summarise_length(rows: Sequence[Row], *, draws: int = 1000) -> LengthSummary
         for prompt in sorted({row["prompt"] for row in rows} - {PLAIN}):
             asked = [row for row in rows if row["prompt"] == prompt]
             words = np.array([np.nan if (w := row["predicted_words"]) is None else w for row in asked], float)
-            predictors.append(_predictor(prompt, asked, words * per_word.value, draws, written=True))
+            predicted = words * per_word.value
+            predictors.append(_predictor(prompt, asked, predicted, draws, written=True))
+            # The prompt may change the answer beyond recognition; what is to be foreseen is the plain one.
+            beside = [
+                (by_seed[_seed(row)], tokens)
+                for row, tokens in zip(asked, predicted, strict=True)
+                if _seed(row) in by_seed
+            ]
+            if beside:
+                of_plain = np.array([tokens for _, tokens in beside])
+                name = f"{prompt}, of the plain answer"
+                predictors.append(_predictor(name, [row for row, _ in beside], of_plain, draws, written=True))
     else:
         missing.append("every predictor: no plain answer that is not censored")
     conditions = sorted({(row["prompt"] != PLAIN, row["prompt"], row["temperature"]) for row in rows})
@@ -508,6 +520,11 @@ def summarise_length(rows: Sequence[Row], *, draws: int = 1000) -> LengthSummary
         tokens_per_word=per_word,
         missing=missing,
     )
+
+
+def _seed(row: Row) -> tuple[str, float, int]:
+    """What an answer has in common with that to the same question in another prompt."""
+    return row["item"], row["temperature"], row["seed"]
 
 
 def _predictors(rows: Sequence[Row], draws: int) -> tuple[list[Predictor], Estimate | None, list[str]]:
@@ -583,11 +600,9 @@ def _condition(rows: Sequence[Row], prompt: str, temperature: float, draws: int)
 
 
 def _effect(rows: Sequence[Row], prompt: str, temperature: float, draws: int) -> PromptEffect | None:
-    def answers(which: str) -> dict[tuple[str, int], Row]:
+    def answers(which: str) -> dict[tuple[str, float, int], Row]:
         return {
-            (row["item"], row["seed"]): row
-            for row in rows
-            if (row["prompt"], row["temperature"]) == (which, temperature)
+            _seed(row): row for row in rows if (row["prompt"], row["temperature"]) == (which, temperature)
         }
 
     plain, other = answers(PLAIN), answers(prompt)

@@ -196,6 +196,14 @@ def test_words_in_the_first_line_are_scaled_to_tokens_and_count_their_failures(l
     assert found.error.value == pytest.approx((10 + 5 + 19) / 3)
 
 
+def test_words_in_the_first_line_are_judged_on_the_plain_answer_too(lengths):
+    found = {predictor.name: predictor for predictor in lengths.predictors}
+    own, plain = (found[f"words-first-line{what}"] for what in ("", ", of the plain answer"))
+    assert plain.predicted.tolist() == own.predicted.tolist()
+    assert plain.actual.tolist() != own.actual.tolist()
+    assert plain.parse_failures == own.parse_failures
+
+
 def test_the_length_prompt_is_compared_on_the_same_question_and_seed(lengths):
     greedy, sampled = lengths.effects
     assert (greedy.temperature, sampled.temperature) == (0.0, 0.7)
