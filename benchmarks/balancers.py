@@ -105,6 +105,9 @@ def _certificate(folder: Path) -> bytes:
 @contextmanager
 def _running(command: list[str], port: int, folder: Path | None = None) -> Iterator[None]:
     """A balancer that listens; ended with the block."""
+    name = Path(command[0]).name
+    if not Path(command[0]).exists():
+        raise SystemExit(f"{name} is missing: run `make deploy-tools`")
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -115,7 +118,7 @@ def _running(command: list[str], port: int, folder: Path | None = None) -> Itera
                 process.kill()
                 _, said = process.communicate()
                 reason = " ".join(said.split())[-500:]
-                raise SystemExit(f"{Path(command[0]).name} did not start: {reason}")
+                raise SystemExit(f"{name} did not start: {reason}")
             time.sleep(0.02)
         yield
     finally:

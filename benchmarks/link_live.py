@@ -18,7 +18,6 @@ from benchmarks.link import fixed, h100_pass
 from benchmarks.link_proxy import LinkProxy, Phase, Schedule
 from benchmarks.recorded import VOCABULARY_SIZE, Answer, load, propose, target_id
 from benchmarks.virtual_link import Outcome, World, pace_of, run_auto, run_fixed
-from cloud_service.server import configure_logging
 from cloud_service.targets.base import GenerateOptions, Scores
 from edge_agent import modes
 from edge_agent.drafting.combined import CombinedDrafter
@@ -29,10 +28,11 @@ from edge_agent.remote import Cloud, Meter
 from edge_agent.speculation import speculate
 from edge_agent.speeds import Speeds
 from edge_agent.steps import Step
-from shared.config import CloudConfig, EdgeConfig
+from shared.config import EdgeConfig
 from shared.controller import Plan, SpeedController, Way
 from shared.drafts import Proposal
 from shared.events import Token
+from shared.logs import configure_logging
 from shared.messages import Open, Opened, Timings
 from shared.sampling import Sampling
 from shared.stopping import StopRule
@@ -75,8 +75,10 @@ class SlowTarget(ScriptedTarget):
         )  # takes a second, which no stream should wait for
 
     @asynccontextmanager
-    async def sequence(self, token_ids: Sequence[int]) -> AsyncIterator[SlowSequence]:
-        async with super().sequence(token_ids):
+    async def sequence(
+        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
+    ) -> AsyncIterator[SlowSequence]:
+        async with super().sequence(token_ids, tenant=tenant):
             yield SlowSequence(self)
 
 
@@ -229,7 +231,7 @@ def main() -> None:
     parser.add_argument("--draft-ms", type=float, default=30.0, help="a draft step at the edge")
     parser.add_argument("--answers", type=int, default=3)
     arguments = parser.parse_args()
-    configure_logging(CloudConfig(log_level="warning"))
+    configure_logging("text", "warning")
     recorded = load()
     answers = recorded.answers[: arguments.answers]
     rows = []
