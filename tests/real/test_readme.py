@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import clean_environment
+from tests.service import clean_environment, running_serve
 from tests.service import command as command_path
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -60,6 +60,21 @@ def test_a_service_of_the_readme_starts_and_stops(command, tmp_path):
     assert process.stdout.readline().startswith("listening on ")
     process.terminate()
     assert process.wait(30) == 0
+
+
+def test_the_openai_client_of_the_readme_prints_what_it_says(real_cloud, draft_path, tmp_path):
+    [code] = re.findall(r"```python\n(from openai.*?)```", README, flags=re.S)
+    env = {"HOME": str(Path.home())}
+    with running_serve(draft_path, env=env, cloud=real_cloud.address) as server:
+        (tmp_path / "app.py").write_text(code.replace("http://127.0.0.1:8080", server.address))
+        result = subprocess.run(
+            [sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+    assert result.returncode == 0, result.stderr
+    answer, figures, call = result.stdout.splitlines()
+    assert answer.startswith("The three primary colours of light are")
+    assert figures.startswith(" speculate ")
+    assert call.startswith("""tool_calls Function(arguments='{"city": "Oslo"}', name='get_weather')""")
 
 
 def test_the_demo_answers_in_three_modes_and_compares_them():
