@@ -170,6 +170,8 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
                 f"{per_round:.2f}",
                 interval(column("judge_tokens"), column("judge_rounds"), rng),
                 f"{column('judge_tokens').sum() / column('judge_rounds').sum() / per_round:.2f}",
+                f"{column('lossless_rounds').mean():.1f}",
+                f"{column('judge_rounds').mean():.1f}",
                 f"{100 * column('judge_alone').sum() / column('judge_tokens').sum():.1f}%",
                 f"{int(column('lossless_right').sum())}",
                 f"{int(column('judge_right').sum())}",
@@ -177,6 +179,36 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
             ]
         )
     return found
+
+
+def report(rows: Sequence[Row]) -> None:
+    [draft_tokens] = {row.draft_tokens for row in rows}
+    save(
+        "judge",
+        command="python -m benchmarks.judge ANSWERS... --data gsm8k mmlu --head HEAD --rows ROWS",
+        title="Policy judge against lossless, on held-out questions",
+        notes=(
+            f"{DEFAULT_DRAFT} drafts {draft_tokens} tokens for {DEFAULT_TARGET}, greedy, and waits."
+            " Lossless: the target's recorded answers, and the draft model's agreement along them. Tokens a"
+            " round count the target's own. By the judge alone: tokens that lossless would have rolled back."
+            " Points: right answers under judge less those of lossless. Aim: 1.5 times the tokens a round at"
+            " a loss of 1 point at most. 95% bootstrap intervals over questions."
+        ),
+        columns=[
+            "set",
+            "questions",
+            "lossless, tokens a round",
+            "judge, tokens a round",
+            "gain",
+            "lossless, rounds an answer",
+            "judge, rounds an answer",
+            "by the judge alone",
+            "right, lossless",
+            "right, judge",
+            "points",
+        ],
+        rows=table(rows),
+    )
 
 
 def main() -> None:
@@ -204,30 +236,7 @@ def main() -> None:
                 row = measure(item, recorded, edge, target, head, arguments.draft_tokens)
                 with arguments.rows.open("a", encoding="utf-8") as file:
                     file.write(f"{json.dumps(asdict(row))}\n")
-    save(
-        "judge",
-        command="python -m benchmarks.judge ANSWERS... --data gsm8k mmlu --head HEAD --rows ROWS",
-        title="Policy judge against lossless, on held-out questions",
-        notes=(
-            f"{DEFAULT_DRAFT} drafts {arguments.draft_tokens} tokens for {DEFAULT_TARGET}, greedy, and waits."
-            " Lossless: the target's recorded answers, and the draft model's agreement along them. Tokens a"
-            " round count the target's own. By the judge alone: tokens that lossless would have rolled back."
-            " Points: right answers under judge less those of lossless. Aim: 1.5 times the tokens a round at"
-            " a loss of 1 point at most. 95% bootstrap intervals over questions."
-        ),
-        columns=[
-            "set",
-            "questions",
-            "lossless, tokens a round",
-            "judge, tokens a round",
-            "gain",
-            "by the judge alone",
-            "right, lossless",
-            "right, judge",
-            "points",
-        ],
-        rows=table(measured(arguments.rows)),
-    )
+    report(measured(arguments.rows))
 
 
 if __name__ == "__main__":
