@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from benchmarks.harness import save
@@ -110,15 +110,7 @@ class RecordedDrafter:
         self._answer, self._t_draft, self._waits = answer, t_draft, Waits()
 
     async def propose(
-        self,
-        text_ids: Sequence[int],
-        num_tokens: int,
-        *,
-        sampling: Sampling,
-        seed: int,
-        start: int,
-        end_token_ids: Collection[int],
-        stop: StopRule,
+        self, text_ids: Sequence[int], num_tokens: int, *, stop: StopRule, **_: object
     ) -> list[Proposal]:
         proposals = propose(self._answer, text_ids[len(PROMPT) :], num_tokens, stop)
         await self._waits.wait(self._t_draft * max(len(proposals), 1))

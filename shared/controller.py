@@ -37,18 +37,28 @@ from shared.speed import MAX_RUN, Runs, proactive_rate, stop_and_wait_rate
 DRAFT_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Those that are compared, as far as the cloud takes them."""
 NARROW_WINDOWS = (2, 3)
-"""Drafts in flight at most, where a long pass costs; else so many as fill the time until a verdict comes."""
+"""Drafts in flight at most, where a long pass costs; else more than fit in the time until a verdict comes."""
 MAX_WINDOW_TOKENS = 64
 PROBE_SHARE = 0.005
 """Of the time, and of the tokens, that may go into trying ways other than the best."""
 PROBE_TOKENS = 8
 """Of the cloud's stream, when it is tried."""
-WARM_UP_DRAFTS = (4, 16, 2, 8)
-"""Lengths of the first rounds: what a pass costs shows only at several lengths."""
+WARM_UP_DRAFTS = (4, 2, 16, 8)
+"""Lengths of the first rounds: what a pass costs shows only at several lengths. The first two always, those
+after them where they may pay.
+"""
 CLEAR = 0.7
 """A way that promises less than this share of the best is not watched more closely."""
+ENOUGH_TOKENS = 100
+"""Draft tokens whose fate was seen, before a way counts as clearly slower."""
+HOPE = 1.25
+"""By so much may drafts do better than the first few rounds say."""
 USUAL_TOKENS = 64
 """Of an answer, before any was seen."""
+CROSSING_MARGIN = 0.05
+"""So much sooner, as a share, must the rest of an answer end to leave the stream for drafts or drafts for the
+stream in its middle: what is known of acceptance is no surer than that, and each crossing costs.
+"""
 PLAN_EVERY = 4
 """Observations between two predictions; in between the plan stands."""
 LONG_BYTES = 2_000
@@ -292,6 +302,11 @@ class TargetSpeed:
         return len(self._shape)
 
     @property
+    def longest(self) -> int:
+        """The longest draft whose pass was seen."""
+        return max(self._shape)
+
+    @property
     def stream(self) -> float | None:
         """Seconds of a token of the target's own stream; None before one was seen."""
         return None if self._stream is None else self._now * self._stream
@@ -319,6 +334,7 @@ class Acceptance:
     _LEAN = 4.0
     """Tokens' worth of weight that a position takes over from the one before it."""
     _WINDOW = 24
+    _SINCE_CHANGE = 8
     _SURPRISE = 5.0
     """Standard deviations."""
 
@@ -379,10 +395,18 @@ class Acceptance:
         return 1.0 - (sum(self._rejections) + 1.0) / (sum(self._trials) + 5.0)
 
     @property
+    def num_seen(self) -> float:
+        """Draft tokens that this rests on; old ones count less."""
+        return sum(self._trials)
+
+    @property
     def runs(self) -> Runs:
         if self._runs is None:
             hazards = self._hazards([r + e for r, e in zip(self._rejections, self._ends, strict=True)])
-            self._runs = Runs.from_hazards([hazards[self._bin(i)] for i in range(MAX_RUN)])
+            ended, rejected = sum(self._ends), sum(self._rejections)
+            self._runs = Runs.from_hazards(
+                [hazards[self._bin(i)] for i in range(MAX_RUN)], ended / (ended + rejected + 1.0)
+            )
         return self._runs
 
     def _bin(self, position: int) -> int:
@@ -405,15 +429,15 @@ class Acceptance:
         return (rejected - expected) ** 2 > self._SURPRISE**2 * max(variance, 1.0)
 
     def _forget(self) -> None:
-        """Keep of the past only what the last few tokens say."""
-        rejected = sum(not accepted for accepted, _ in self._lately)
-        share = rejected / len(self._lately)
+        """Keep of the past only what the last few tokens say: the change came within the window."""
+        last = list(self._lately)[-self._SINCE_CHANGE :]
+        rejected = sum(not accepted for accepted, _ in last)
         for i in range(len(_POSITION_BINS)):
             self._trials[i] *= 0.05
             self._rejections[i] *= 0.05
             self._ends[i] *= 0.05
-        self._trials[0] += len(self._lately) / 2
-        self._rejections[0] += share * len(self._lately) / 2
+        self._trials[0] += len(last)
+        self._rejections[0] += rejected
         self._lately.clear()
 
 
@@ -565,7 +589,7 @@ class SpeedController:
             self._acceptance.observe(False)
         elif gave_token:
             self._acceptance.skip()
-        if verify_s is not None and self._num_warm_up_rounds < len(WARM_UP_DRAFTS):
+        if verify_s is not None and self._plan is not None and self._plan.why == "warm-up":
             self._num_warm_up_rounds += 1
         self._count(num_accepted + gave_token, elapsed_s)
 
@@ -573,7 +597,9 @@ class SpeedController:
     def wants_agreement(self) -> bool:
         """Whether drafting along with the cloud's stream would tell something: the choice is not clear."""
         rival = self._rival()
-        return rival is None or rival.tokens_per_s > CLEAR * self._forecasts[0].tokens_per_s
+        if rival is None or self._acceptance.num_seen < ENOUGH_TOKENS:
+            return True
+        return rival.tokens_per_s > CLEAR * self._forecasts[0].tokens_per_s
 
     def plan(self) -> Plan:
         """What to do next. Ask before each draft, and every few tokens of a stream."""
@@ -674,14 +700,34 @@ class SpeedController:
             return Plan(Way.CLOUD, 0, 0, None, "warm-up")
         if ways == {Way.CLOUD}:
             return None
-        if self._num_warm_up_rounds < len(WARM_UP_DRAFTS) or not self._knows_passes:
-            wanted = WARM_UP_DRAFTS[self._num_warm_up_rounds % len(WARM_UP_DRAFTS)]
-            length = min(lengths, key=lambda g: abs(g - wanted))
-            if Way.STOP_AND_WAIT in ways:
-                return Plan(Way.STOP_AND_WAIT, length, length, None, "warm-up")
-            window = self._choices.window_tokens or 2 * length
-            return Plan(Way.PROACTIVE, min(length, window), window, None, "warm-up")
-        return None
+        num_rounds = self._num_warm_up_rounds
+        if num_rounds >= len(WARM_UP_DRAFTS) and self._knows_passes:
+            return None
+        wanted = WARM_UP_DRAFTS[num_rounds % len(WARM_UP_DRAFTS)]
+        length = min(lengths, key=lambda g: abs(g - wanted))
+        if num_rounds >= 2 and self._knows_passes and not self._may_pay(length):
+            return None
+        if Way.STOP_AND_WAIT in ways:
+            return Plan(Way.STOP_AND_WAIT, length, length, None, "warm-up")
+        window = self._choices.window_tokens or 2 * length
+        return Plan(Way.PROACTIVE, min(length, window), window, None, "warm-up")
+
+    def _may_pay(self, num_draft_tokens: int) -> bool:
+        """Whether drafts so long might be the fastest, if their pass cost no more than the longest seen."""
+        t_draft, rtt = self._t_draft.value, self._rtt.value
+        if t_draft is None or rtt is None:
+            return True
+        longest = self._target.longest
+        hopeful = stop_and_wait_rate(
+            self._acceptance.runs,
+            num_draft_tokens,
+            t_draft,
+            lambda k: self._target.verify(min(k, longest)),
+            rtt,
+        )
+        step = self._target.stream if Way.CLOUD in self._choices.ways else None
+        known = [each.tokens_per_s for each in self._waiting(t_draft, rtt)]
+        return HOPE * hopeful > max(*known, 1.0 / step if step else 0.0)
 
     def _probe(self) -> Plan | None:
         if not self._probe_left:
@@ -736,7 +782,9 @@ class SpeedController:
 
     def _pays(self, kept: Forecast, best: Forecast) -> bool:
         """Whether the rest of the answer would end sooner by the margin, what it costs to change included."""
-        return (1.0 + self._margin) * self._answer_s(best) < self._answer_s(kept)
+        crosses = self._stream_way is not None and (best.way is Way.CLOUD) != (kept.way is Way.CLOUD)
+        margin = CROSSING_MARGIN if crosses else self._margin
+        return (1.0 + margin) * self._answer_s(best) < self._answer_s(kept)
 
     def _answer_s(self, forecast: Forecast) -> float:
         """Seconds for the rest of the answer."""
@@ -759,7 +807,7 @@ class SpeedController:
         runs, verify = self._acceptance.runs, self._target.verify
         return [
             Forecast(
-                Way.STOP_AND_WAIT, g, g, stop_and_wait_rate(runs, g, t_draft, verify(g), self._travel(g, rtt))
+                Way.STOP_AND_WAIT, g, g, stop_and_wait_rate(runs, g, t_draft, verify, self._travel(g, rtt))
             )
             for g in self._choices.draft_lengths
         ]
@@ -784,7 +832,7 @@ class SpeedController:
         if self._choices.window_tokens is not None:
             return {self._choices.window_tokens}
         most = max(MAX_WINDOW_TOKENS // g, 2)
-        ahead = min(round(1.0 + until_verdict / (g * t_draft)), most)
+        ahead = min(int(until_verdict / (g * t_draft) + 0.5) + 2, most)
         return {g * n for n in (*NARROW_WINDOWS, ahead, min(2 * ahead, most)) if 2 <= n <= most}
 
     def _travel(self, num_draft_tokens: int, rtt: float) -> float:

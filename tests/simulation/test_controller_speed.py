@@ -14,7 +14,7 @@ from shared.controller import PROBE_SHARE, Plan, SpeedController, Way
 from shared.speed import MAX_RUN, Runs, proactive_rate
 from tests.scripted_worlds import answers, warm, world
 
-RECOVERS_WITHIN = 28
+RECOVERS_WITHIN = 24
 """Rounds, or looks at the stream, after a sudden change."""
 
 
@@ -84,7 +84,7 @@ def share_of_best(where: World, rate: float, *, runs: int) -> float:
     [(0, 5, 0.9), (0, 5, 0.5), (50, 1, 0.8), (50, 5, 0.8), (100, 5, 0.9), (100, 30, 0.5)],
 )
 def test_after_one_answer_it_is_as_fast_as_the_best_single_way(rtt_ms, step, rate):
-    assert share_of_best(world(step=step, rtt_ms=rtt_ms), rate, runs=3) >= 0.98
+    assert share_of_best(world(step=step, rtt_ms=rtt_ms), rate, runs=8) >= 0.98
 
 
 @settings(max_examples=3, deadline=None, derandomize=True)
@@ -97,7 +97,7 @@ def test_after_one_answer_it_is_as_fast_as_the_best_single_way(rtt_ms, step, rat
 )
 def test_whatever_the_world_it_is_as_fast_as_the_best_single_way(step, rtt_ms, extra_ms, token_ms, rate):
     where = world(step=step, rtt_ms=rtt_ms, extra_ms=extra_ms, token_ms=token_ms)
-    assert share_of_best(where, rate, runs=3) >= 0.98
+    assert share_of_best(where, rate, runs=4) >= 0.98
 
 
 # Sudden changes, in the middle of what it thinks it knows.
@@ -151,14 +151,21 @@ def test_trying_other_ways_stays_within_its_share():
 # What is predicted, and what comes out.
 
 
-@pytest.mark.parametrize(("g", "rtt_ms"), [(2, 0), (4, 50), (4, 200), (8, 200)])
-def test_the_prediction_of_proactive_speculation_holds_in_the_simulated_pipeline(g, rtt_ms):
+@pytest.mark.parametrize(
+    ("g", "window", "rtt_ms"),
+    [
+        *((2, 16, 0), (4, 32, 50), (4, 32, 200), (8, 64, 200)),
+        pytest.param(3, 12, 14, id="a window that just fills: the edge waits for its last verdict"),
+        pytest.param(2, 4, 14, id="a window that is always full"),
+    ],
+)
+def test_the_prediction_of_proactive_speculation_holds_in_the_simulated_pipeline(g, window, rtt_ms):
     where = world(step=5, rtt_ms=rtt_ms)
     texts = answers(0.8, num=8, length=1_000)
     agreed = sum(each.agrees for text in texts for each in text) / sum(map(len, texts))
     runs = Runs.from_hazards([1.0 - agreed] * MAX_RUN)
-    plan = Plan(Way.PROACTIVE, g, 8 * g, None, "")
-    predicted = proactive_rate(runs, g, 8 * g, where.t_draft, where.verify, where.rtt)
+    plan = Plan(Way.PROACTIVE, g, window, None, "")
+    predicted = proactive_rate(runs, g, window, where.t_draft, where.verify, where.rtt)
     # A verdict meets a token half made on average; where times are constant it may always be a whole one.
     phase = 0.5 * where.t_draft / (g * where.t_draft + where.verify(g) + where.rtt)
     found = total([run_fixed(where, text, plan) for text in texts]).tokens_per_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from math import inf, nan
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmarks.virtual_link import run_auto
+from benchmarks.virtual_link import World, run_auto
 from shared.controller import (
     DRAFT_LENGTHS,
     DRAFTING,
@@ -44,6 +45,49 @@ def test_one_outlier_changes_nothing():
     controller.observe_round_trip(30.0)
     controller.observe_draft(1, 10.0)
     assert [each.tokens_per_s for each in controller.forecasts()] == pytest.approx(before)
+
+
+def tried_drafts(where: World) -> set[int]:
+    """Lengths of the drafts that a fresh controller measures."""
+    controller, tried = SpeedController(), set()
+    for text in answers(0.8, num=2):
+        controller.begin_stream(choices=Choices(ways=DRAFTING))
+
+        def plan(ask: Callable[[], Plan] = controller.plan) -> Plan:
+            made = ask()
+            if made.why == "warm-up":
+                tried.add(made.num_draft_tokens)
+            return made
+
+        controller.plan, ask = plan, controller.plan  # type: ignore[method-assign]
+        run_auto(where, text, controller, Choices(ways=DRAFTING))
+        controller.plan = ask  # type: ignore[method-assign]
+    return tried
+
+
+def test_long_drafts_are_tried_where_a_pass_hardly_cost_more():
+    assert tried_drafts(world(step=30, token_ms=0.02)) == {4, 2, 16, 8}
+
+
+def test_long_drafts_are_not_tried_where_drafting_them_takes_too_long():
+    assert tried_drafts(world(step=2, rtt_ms=0, extra_ms=0, token_ms=8)) == {4, 2}
+
+
+def test_a_few_unlucky_drafts_do_not_end_the_looking():
+    controller = SpeedController()
+    controller.begin_stream()
+    controller.observe_round_trip(0.05)
+    controller.observe_stream(8, 0.2)
+    for length in (4, 2):
+        controller.observe_draft(length, 5e-3 * length)
+        controller.observe_round(length, 0, gave_token=True, verify_s=0.03, elapsed_s=0.1)
+    controller.begin_stream()
+    best, *others = controller.forecasts()
+    assert best.way is Way.CLOUD
+    assert max(each.tokens_per_s for each in others) < 0.7 * best.tokens_per_s
+    assert controller.wants_agreement
+    controller.observe_agreement([False] * 120)
+    assert not controller.wants_agreement
 
 
 def test_nothing_is_chosen_but_the_targets_own_answer():
@@ -244,9 +288,21 @@ def test_with_independent_tokens_stop_and_wait_is_leviathans(rate, g, rtt):
     runs = Runs.from_hazards([1 - rate] * MAX_RUN)
     assert runs.mean == pytest.approx(1 / (1 - rate), rel=1e-6)
     assert runs.mean / runs.mean_groups(g + 1) == pytest.approx(expected_acceptance_length(rate, g), rel=0.02)
-    assert stop_and_wait_rate(runs, g, 0.005, 0.03, rtt) == pytest.approx(
+    assert stop_and_wait_rate(runs, g, 0.005, lambda _: 0.03, rtt) == pytest.approx(
         stop_and_wait_tokens_per_s(rate, g, 0.005, 0.03, rtt), rel=0.02
     )
+
+
+def test_the_end_of_an_answer_costs_less_than_a_rejection():
+    hazards = [0.2] * MAX_RUN
+    whole, cut = Runs.from_hazards(hazards), Runs.from_hazards(hazards, ended=0.5)
+    for g in (2, 8):
+        assert stop_and_wait_rate(cut, g, 0.005, lambda k: 0.01 * k, 0.05) > stop_and_wait_rate(
+            whole, g, 0.005, lambda k: 0.01 * k, 0.05
+        )
+        assert proactive_rate(cut, g, 4 * g, 0.005, lambda k: 0.01 * k, 0.05) > proactive_rate(
+            whole, g, 4 * g, 0.005, lambda k: 0.01 * k, 0.05
+        )
 
 
 @settings(max_examples=40)
