@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.evaluation import metrics
 from edge_agent.evaluation.crossfit import (
+    SINGLE,
     crossfit_gain,
     crossfit_length,
     crossfit_probability,
@@ -220,6 +221,14 @@ def test_a_sweep_tells_a_good_set_of_features_from_an_empty_one():
     assert good.ece < good.ece_ceiling
     assert good.gain_apgr > good.apgr.low
     assert all(not math.isnan(x) for x in astuple(good) if isinstance(x, float))
+
+
+def test_a_sweep_takes_one_number_of_the_set_that_asks_for_it():
+    rows = routing_rows(100, losses=False)
+    (found,) = sweep(rows, {SINGLE: ["noise", "who"]}, draws=10)
+    use, edge, cloud = outcomes(rows, "own")
+    one = crossfit_probability(feature_table(use, ["noise", "who"]), ~edge & cloud, method="single")
+    assert found.apgr.value == metrics.apgr(one, edge, cloud)
 
 
 def test_a_cloud_that_is_never_wrong_has_no_gain_model():
