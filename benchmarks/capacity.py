@@ -1,9 +1,15 @@
 """How many tokens per second one vLLM yields to many edges: remote drafts in resident sessions, against plain
-decoding and against speculation with a draft model on the same GPU.
+decoding and against vLLM's own speculation, with a draft model and with n-grams, on the same GPU.
 
 Each engine is started in turn in one run, with random weights of a shape (time does not depend on them), so
-that nothing is downloaded: `python -m benchmarks.capacity 7b`. Acceptance is forced inside the engine
-(vLLM's `synthetic` rejection), so that every scheme commits equally many tokens a round.
+that nothing is downloaded. Acceptance is forced inside the engine (vLLM's `synthetic` rejection), so that
+every scheme commits equally many tokens a round. There is more to measure than one run should take:
+
+    python -m benchmarks.capacity 7b usual      # 1 to 256 edges, without and with a real edge's think time
+    python -m benchmarks.capacity 7b grid       # draft lengths 4, 8, 16, acceptance .5, .7, .85
+    python -m benchmarks.capacity 7b baselines  # beside vLLM's own speculation
+
+Each begins with plain decoding, which its ratios refer to.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +33,7 @@ from benchmarks.harness import quantile, save
 from benchmarks.verify_vllm import SHAPE_KEYS, SHAPES, Bench, Numbers, numbers, write_shape
 from cloud_service.targets.base import GenerateOptions
 from cloud_service.targets.vllm import VllmTarget, engine_config
-from cloud_service.targets.vllm_resident import MAX_STEP_DRAFT_TOKENS, engine_options
+from cloud_service.targets.vllm_resident import MAX_STEP_DRAFT_TOKENS, engine_options, graph_options
 from shared.sampling import Sampling
 
 CONTEXT = 512
@@ -34,6 +41,9 @@ USUAL_DRAFT = 8
 THINK_S = 0.1
 """A real edge between verdict and next draft: 8 tokens at 100 tokens/s and 20 ms of round trip."""
 DRAFT_SHAPE = "0.5b"
+START_S = 120.0
+"""An engine's, on a machine that has compiled nothing for it yet."""
+CELL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,14 @@ def usual(committed: int = 5) -> Load:
 def independent(draft: int, rate: float, think_s: float = 0.0) -> Load:
     """Each draft token is accepted with the same probability."""
     return Load(draft, (rate,) * MAX_STEP_DRAFT_TOKENS, f"{rate:g}", think_s)
+
+
+LOADS = {
+    "usual": [usual(), replace(usual(), think_s=THINK_S)],
+    "grid": [independent(draft, rate) for draft in (8, 4, 16) for rate in (0.7, 0.5, 0.85)],
+    "baselines": [usual()],
+}
+"""By run, what edges send."""
 
 
 @dataclass(slots=True)
@@ -99,8 +117,10 @@ def plain_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
 
 def resident_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
     options = engine_options()
+    given = {"max_num_seqs": max(arguments.edges), **json.loads(arguments.engine)}
     return {
         **options,
+        **graph_options(given),
         "scheduler_cls": "benchmarks.capacity_engine.TimedScheduler",
         "worker_extension_cls": "benchmarks.capacity_engine.ForcedAcceptance",
         "speculative_config": {**options["speculative_config"], **forced(usual(), MAX_STEP_DRAFT_TOKENS)},
@@ -124,7 +144,34 @@ def draft_model_options(arguments: argparse.Namespace, draft: Path) -> dict[str,
     }
 
 
-OPTIONS = {"plain": plain_options, "resident": resident_options, "draft-model": draft_model_options}
+def ngram_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
+    """vLLM's own speculation with what followed the last tokens where the text had them before."""
+    return {
+        "speculative_config": {
+            "method": "ngram_gpu" if torch.cuda.is_available() else "ngram",
+            "prompt_lookup_min": 1,
+            "prompt_lookup_max": 3,
+            "num_speculative_tokens": USUAL_DRAFT,
+            **forced(usual(), USUAL_DRAFT),
+        }
+    }
+
+
+PARTS = {
+    "usual": ["plain", "resident"],
+    "grid": ["plain", "resident"],
+    "baselines": ["plain", "resident", "draft-model", "ngram"],
+}
+"""By run, the engines in turn."""
+
+EDGES = {"usual": [1, 16, 64, 128, 256], "grid": [16, 64, 128, 256], "baselines": [1, 16, 64, 128]}
+
+OPTIONS = {
+    "plain": plain_options,
+    "resident": resident_options,
+    "draft-model": draft_model_options,
+    "ngram": ngram_options,
+}
 
 
 def forced(load: Load, num_tokens: int) -> dict[str, Any]:
@@ -223,14 +270,15 @@ class Table:
 
     def add_plain(self, num_edges: int, tokens_s: float) -> None:
         self._plain[num_edges] = tokens_s
-        self._add(["plain decoding", str(num_edges), "", "", "", f"{tokens_s:,.0f}", "1.00", "", "", "", ""])
+        self.add_alone("plain decoding", num_edges, tokens_s)
 
-    def add_speculation(
-        self, scheme: str, num_edges: int, draft: int, acceptance: str, tokens_s: float
+    def add_alone(
+        self, scheme: str, num_edges: int, tokens_s: float, draft: str = "", acceptance: str = ""
     ) -> None:
+        """Streams that the engine writes without edges."""
         self._add(
             [
-                *(scheme, str(num_edges), str(draft), acceptance, "", f"{tokens_s:,.0f}"),
+                *(scheme, str(num_edges), draft, acceptance, "", f"{tokens_s:,.0f}"),
                 *(self._of_plain(tokens_s, num_edges), "", "", "", ""),
             ]
         )
@@ -262,16 +310,18 @@ class Table:
             self._arguments.rows.write_text(json.dumps(self._rows))
 
     def save(self) -> None:
-        shape = self._arguments.shape
+        shape, run = self._arguments.shape, self._arguments.run
+        parts = ["capacity", shape, *([] if run == "usual" else [run]), self._where.replace(" ", "_").lower()]
         save(
-            f"capacity_{shape}_{self._where.replace(' ', '_').lower()}",
-            command=f"python -m benchmarks.capacity {shape}",
-            title=f"Many edges on one vLLM, resident sessions: {shape}",
+            "_".join(parts),
+            command=f"python -m benchmarks.capacity {shape} {run}",
+            title=f"Many edges on one vLLM, resident sessions: {shape}, {run}",
             notes=f"{self._where}; random weights, engine options `{self._arguments.engine}`, prompts of"
             f" {CONTEXT} tokens, windows of {self._arguments.seconds:g} s. Edges send the next draft at"
             " once or after the think time. Acceptance is forced in the engine: a number is the probability"
             " of each draft token. Plain decoding: as many greedy streams of an engine without speculation,"
-            f" vLLM's defaults. Draft model: vLLM's own speculation with a {DRAFT_SHAPE} on the same GPU."
+            f" vLLM's defaults. Draft model, n-grams: vLLM's own speculation, the model a"
+            f" {self._arguments.draft_shape} on the same GPU; tokens a step as they came."
             " Engine Python: taking drafts in, scheduling, reading outputs and preparing inputs.",
             columns=COLUMNS,
             rows=self._rows,
@@ -280,43 +330,56 @@ class Table:
 
 async def measure(arguments: argparse.Namespace) -> None:
     table = Table(arguments)
-    for part in arguments.parts:
+    for part in PARTS[arguments.run]:
+        if arguments.seconds_left() < START_S:
+            print(f"no time to start {part}", flush=True)
+            break
         async with engine(arguments, part) as target:
             await MEASURE[part](target, arguments, table)
         table.save()
 
 
 async def measure_plain(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
+    async for num_edges, (tokens_s, _) in decode_all(target, arguments):
+        table.add_plain(num_edges, tokens_s)
+
+
+async def measure_own_speculation(
+    scheme: str, target: VllmTarget, arguments: argparse.Namespace, table: Table
+) -> None:
+    async for num_edges, (tokens_s, per_step) in decode_all(target, arguments):
+        table.add_alone(scheme, num_edges, tokens_s, str(USUAL_DRAFT), f"{per_step:.1f} a step")
+
+
+async def decode_all(
+    target: VllmTarget, arguments: argparse.Namespace
+) -> AsyncIterator[tuple[int, tuple[float, float]]]:
+    """`decode` for each number of edges."""
     bench = Bench(target, 1)
     await decode(bench, max(arguments.edges), 16)  # what is compiled or captured on first use
     for num_edges in arguments.edges:
-        table.add_plain(num_edges, await decode(bench, num_edges))
+        if arguments.seconds_left() < CELL_S:
+            return
+        yield num_edges, await decode(bench, num_edges)
 
 
-async def measure_draft_model(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
-    bench = Bench(target, 1)
-    await decode(bench, max(arguments.edges), 16)
-    for num_edges in arguments.edges:
-        tokens_s = await decode(bench, num_edges)
-        table.add_speculation("draft model", num_edges, USUAL_DRAFT, usual().acceptance, tokens_s)
+async def decode(bench: Bench, num_streams: int, num_tokens: int = 192) -> tuple[float, float]:
+    """Tokens per second of plain streams, and tokens that a stream gets at once: medians of three."""
+    # Every pattern comes twice, so that n-grams find something from the first token on.
+    texts = [2 * bench.text(CONTEXT // 2) for _ in range(num_streams)]
 
-
-async def decode(bench: Bench, num_streams: int, num_tokens: int = 192) -> float:
-    """Tokens per second of plain streams: the median of three."""
-    texts = [bench.text(CONTEXT) for _ in range(num_streams)]
-
-    async def stream(text: Sequence[int], num_tokens: int) -> None:
+    async def stream(text: Sequence[int], num_tokens: int) -> int:
         async with bench.target.sequence(text) as sequence:
-            async for _ in sequence.generate(text, plain(num_tokens)):
-                pass
+            return len([new async for new in sequence.generate(text, plain(num_tokens))])
 
     await asyncio.gather(*(stream(text, 1) for text in texts))  # prompts first
-    rates = []
+    rates, per_step = [], []
     for _ in range(3):
         began = time.perf_counter()
-        await asyncio.gather(*(stream(text, num_tokens) for text in texts))
+        num_steps = await asyncio.gather(*(stream(text, num_tokens) for text in texts))
         rates.append(num_streams * num_tokens / (time.perf_counter() - began))
-    return statistics.median(rates)
+        per_step.append(num_streams * num_tokens / sum(num_steps))
+    return statistics.median(rates), statistics.median(per_step)
 
 
 def plain(num_tokens: int) -> GenerateOptions:
@@ -330,37 +393,40 @@ async def measure_resident(target: VllmTarget, arguments: argparse.Namespace, ta
     edges = Edges(target, max(arguments.edges))
     await edges.run(max(arguments.edges), usual(), 1.0)
     await target.llm.collective_rpc("time_preparation")
-    many = [count for count in arguments.edges if count > 1]
-    cells = [(count, usual()) for count in arguments.edges]
-    cells += [
-        *[(count, independent(USUAL_DRAFT, rate)) for rate in (0.7, 0.5, 0.85) for count in many],
-        *[(count, independent(draft, 0.7)) for draft in (4, 16) for count in many],
-        *[(count, independent(USUAL_DRAFT, 0.7, THINK_S)) for count in many],
-        *[(count, independent(draft, rate)) for draft in (4, 16) for rate in (0.5, 0.85) for count in many],
-    ]
-    for count, load in cells:
-        if time.perf_counter() > arguments.deadline:
-            print("out of time", flush=True)
+    for count, load in [(count, load) for load in LOADS[arguments.run] for count in arguments.edges]:
+        if arguments.seconds_left() < CELL_S:
             break
         table.add(count, load, await edges.run(count, load, arguments.seconds))
+    if arguments.run == "usual":
+        async for count, (tokens_s, _) in decode_all(target, arguments):
+            table.add_alone("plain decoding, the same engine as resident", count, tokens_s)
 
 
-MEASURE = {"plain": measure_plain, "resident": measure_resident, "draft-model": measure_draft_model}
+MEASURE = {
+    "plain": measure_plain,
+    "resident": measure_resident,
+    "draft-model": partial(measure_own_speculation, "draft model"),
+    "ngram": partial(measure_own_speculation, "n-grams"),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(MEASURE))
-    parser.add_argument("--edges", type=numbers, default=[1, 16, 64, 128, 256])
-    parser.add_argument("--seconds", type=float, default=4.0, help="window of each cell")
+    parser.add_argument("run", nargs="?", choices=PARTS, default="usual")
+    parser.add_argument("--edges", type=numbers, help="instead of the run's own")
+    parser.add_argument("--seconds", type=float, default=2.5, help="window of each cell")
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--draft-shape", choices=SHAPES, default=DRAFT_SHAPE)
-    parser.add_argument("--engine", default="{}", help="options of vLLM's engine, as JSON")
-    parser.add_argument("--budget", type=float, default=3600.0, help="seconds until no new cell is begun")
+    parser.add_argument("--engine", default='{"max_num_batched_tokens": 8192}', help="of vLLM's, as JSON")
+    parser.add_argument("--budget", type=float, default=500.0, help="seconds that all may take")
     parser.add_argument("--rows", type=Path, help="file for the rows so far, written after each")
     arguments = parser.parse_args()
-    arguments.deadline = time.perf_counter() + arguments.budget
+    arguments.edges = arguments.edges or EDGES[arguments.run]
+    deadline = time.perf_counter() + arguments.budget
+    arguments.seconds_left = lambda: deadline - time.perf_counter()
     asyncio.run(measure(arguments))
 
 

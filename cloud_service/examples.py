@@ -6,7 +6,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "serve": (
         "duet-cloud serve",
         "duet-cloud serve --listen 0.0.0.0:50151 --slots 16",
-        "duet-cloud serve --target vllm --model Qwen/Qwen2.5-7B-Instruct --engine.tensor-parallel-size 2",
+        "duet-cloud serve --target vllm --slots 64 --model Qwen/Qwen3-8B --engine.tensor-parallel-size 2",
         "duet-cloud serve --target openai --upstream http://127.0.0.1:8000",
     ),
     "convert": ("duet-cloud convert qwen2.5-coder-0.5b ./qwen-0.5b-hf --dtype float32",),

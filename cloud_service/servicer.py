@@ -270,7 +270,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         if self._draining:
             raise CloudUnavailable("the service is shutting down; use another replica, or try again later")
         with self._guards.stream(call.caller):
-            stream = self._open(call, request, policy)
+            stream = self._open(call, request, kind, policy)
             self._spend(call, len(stream.text))
             with self._counted(stream, kind):
                 yield stream
@@ -353,7 +353,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             )
         }
 
-    def _open(self, call: _Call, request: Open, policy: Policy) -> _Stream:
+    def _open(self, call: _Call, request: Open, kind: str, policy: Policy) -> _Stream:
         target = self._target
         context_tokens = smallest(call.caller.limits.context_tokens, target.context_tokens)
         max_draft_tokens = smallest(call.caller.limits.max_draft_tokens, self._max_draft_tokens)
@@ -380,6 +380,11 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         if policy is Policy.BILD:
             asked = request.rollback_threshold
             rollback_threshold = DEFAULT_ROLLBACK_THRESHOLD if asked is None else asked
+        own_noise = (
+            request.any_noise
+            and policy is Policy.LOSSLESS  # others judge by rows
+            and target.draws(request.sampling, drafts=kind == "speculate")
+        )
         opened = Opened(
             model=target.name,
             prompt_token_ids=tuple(prompt),
@@ -391,6 +396,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             vocabulary_sha256=target.vocabulary.sha256,
             policy=policy,
             rollback_threshold=rollback_threshold,
+            own_noise=own_noise,
         )
         session = CloudSession(
             committed=request.committed,
@@ -409,10 +415,13 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
     @asynccontextmanager
     async def _sequence(self, stream: _Stream) -> AsyncIterator[TargetSequence]:
         """A place in the target, in fair turn."""
-        caller, expected = stream.call.caller, stream.expected_tokens
+        caller, opened, expected = stream.call.caller, stream.opened, stream.expected_tokens
+        own_draw = opened.sampling if opened.own_noise else None
         async with (
             self._guards.places.place(caller.name, expected, returns=stream.gave_way),
-            self._target.sequence(stream.text, tenant=caller.tenant, expected_tokens=expected) as sequence,
+            self._target.sequence(
+                stream.text, tenant=caller.tenant, expected_tokens=expected, own_draw=own_draw
+            ) as sequence,
         ):
             stream.num_before_place = len(stream.session.committed)
             computed_before = stream.num_computed_tokens
@@ -513,6 +522,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             max_tokens=stream.opened.max_tokens - start,
             end_token_ids=self._target.end_token_ids,
             num_prompt_tokens=len(stream.opened.prompt_token_ids),
+            own_noise=stream.opened.own_noise,
             shaping=request.shaping,
         )
         async with aclosing(sequence.generate(stream.text, options)) as made:

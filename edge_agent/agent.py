@@ -47,6 +47,8 @@ class _Tally:
     prompt_tokens: int = 0
     cloud_model: str | None = None
     policy: Policy | None = None
+    own_noise: bool = False
+    """Some of its tokens the cloud may have drawn by noise of its own."""
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
@@ -68,6 +70,7 @@ class _Tally:
             self.prompt_tokens = step.num_prompt_tokens
             self.cloud_model = step.cloud_model
             self.policy = step.policy
+            self.own_noise |= step.own_noise
         elif isinstance(step, Chosen):
             self.ways.append(step)
             if self.decision is not None:
@@ -306,6 +309,7 @@ class Agent:
             rollback_threshold=config.rollback_threshold if config.policy is Policy.BILD else None,
             max_tokens=config.max_tokens,
             shaping=call.shaping,
+            any_noise=config.seed is None,
         )
         messages = [part for part in prompt if isinstance(part, Message)]
         num_dropped = 0
@@ -444,7 +448,7 @@ class Agent:
             ttft_ms=None if first is None else 1e3 * (first - tally.started),
             tpot_ms=1e3 * (last - first) / (num - 1) if first and last and num > 1 else None,
             bytes_per_token=tally.meter.num_bytes / num if num and tally.mode != "local" else None,
-            seed=request.seed,
+            seed=None if tally.own_noise else request.seed,
             edge_model=self._edge.model.name if self._edge else None,
             cloud_model=tally.cloud_model,
             tokens=tuple(tally.tokens),

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
-from edge_agent.drafting.base import Proposal
+from edge_agent.drafting.base import Proposal, draft_sampling
 from edge_agent.drafting.drafters import Drafters, StreamDrafter
 from edge_agent.pacing import MeasuredPacing
 from edge_agent.remote import Cloud, Meter
@@ -59,7 +59,7 @@ async def fastest(
             speculate, drafters, remote, pacing=pacing, meter=meter, show_drafts=show_drafts
         )
         committed = list(request.committed)
-        prompted = False
+        prompted: Prompted | None = None
         while True:
             rest = replace(request, committed=tuple(committed))
             chosen: Chosen | None = Chosen(pacing.plan, len(committed))
@@ -70,14 +70,19 @@ async def fastest(
             drafted = ()
             async with aclosing(steps):
                 async for step in steps:
-                    # The prompt is told once, and again only where a policy of verification is new with it.
-                    if not (isinstance(step, Prompted) and prompted and step.policy is None):
+                    if isinstance(step, Prompted):
+                        # It is told once, and again only where a stream says more than those before it.
+                        step = replace(step, policy=step.policy or (prompted.policy if prompted else None))
+                        is_news = prompted is None or step.policy != prompted.policy or step.own_noise
+                        prompted = step
+                        if is_news:
+                            yield step
+                    else:
                         yield step
                     if isinstance(step, FinishReason):
                         return
                     if isinstance(step, Token):
                         committed.append(step.id)
-                    prompted = True
                     if chosen is not None:  # only what could begin was chosen
                         yield chosen
                         chosen = None
@@ -157,7 +162,7 @@ class _Guesses:
         proposals = await self._drafting.drafter.propose(
             [*self._opened.prompt_token_ids, *self._committed],
             1,
-            sampling=self._request.sampling,
+            sampling=draft_sampling(self._request, self._opened),
             seed=self._request.seed,
             start=self._position,
             end_token_ids=self._opened.end_token_ids,

@@ -139,7 +139,7 @@ class TargetStreams:
                     async for step in steps:
                         if isinstance(step, Prompted):
                             opened = opened or step.opened
-                            if outage is not None:
+                            if outage is not None and not step.own_noise:
                                 continue  # it was told before
                         elif isinstance(step, Token):
                             committed.append(step.id)

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from itertools import takewhile
 from typing import Any
 
-from edge_agent.drafting.base import Proposal
+from edge_agent.drafting.base import Proposal, draft_sampling
 from edge_agent.drafting.drafters import Drafters, StreamDrafter
 from edge_agent.pacing import Pacing
 from edge_agent.remote import Cloud, Meter, SpeculateStream
@@ -153,7 +153,7 @@ async def _propose(drafting: StreamDrafter, wanted: Wanted, request: Open, opene
     return await drafting.drafter.propose(
         wanted.text_ids,
         wanted.num_tokens,
-        sampling=request.sampling,
+        sampling=draft_sampling(request, opened),
         seed=request.seed,
         start=wanted.start,
         end_token_ids=opened.end_token_ids,

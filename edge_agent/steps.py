@@ -21,6 +21,11 @@ class Prompted:
     opened: Opened | None = None
     """What the cloud said to the stream; None in mode `local`."""
 
+    @property
+    def own_noise(self) -> bool:
+        """Whether no seed repeats what the cloud draws."""
+        return self.opened is not None and self.opened.own_noise
+
 
 @dataclass(frozen=True, slots=True)
 class Drafted:

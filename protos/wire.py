@@ -81,6 +81,7 @@ def encode_open(message: Open) -> pb2.Open:
         rollback_threshold=message.rollback_threshold,
         limits=pb2.Limits(max_tokens=message.max_tokens),
         predicted_length=message.predicted_length,
+        any_noise=message.any_noise,
     )
     if message.shaping != NO_SHAPING:
         wire.shaping.CopyFrom(_encode_shaping(message.shaping))
@@ -118,6 +119,7 @@ def decode_open(wire: pb2.Open) -> Open:
         max_tokens=wire.limits.max_tokens if wire.limits.HasField("max_tokens") else None,
         predicted_length=wire.predicted_length if wire.HasField("predicted_length") else None,
         shaping=_decode_shaping(wire),
+        any_noise=wire.any_noise,
     )
 
 
@@ -171,6 +173,7 @@ def encode_opened(message: Opened) -> pb2.Opened:
         vocabulary_sha256=message.vocabulary_sha256,
         policy=POLICY[message.policy],
         rollback_threshold=message.rollback_threshold,
+        own_noise=message.own_noise,
     )
     if message.shaping != NO_SHAPING:
         wire.shaping.CopyFrom(_encode_shaping(message.shaping))
@@ -189,6 +192,7 @@ def decode_opened(wire: pb2.Opened) -> Opened:
         policy=_decode_policy(wire.policy),
         rollback_threshold=wire.rollback_threshold if wire.HasField("rollback_threshold") else None,
         shaping=_decode_shaping(wire),
+        own_noise=wire.own_noise,
     )
 
 

@@ -116,7 +116,7 @@ class EdgeConfig(_Settings):
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     """Least likelihood relative to the likeliest token."""
     seed: int | None = Field(None, ge=0, lt=2**64)
-    """Seed of the noise; unset draws one."""
+    """Seed of the noise; unset draws one, or leaves the noise to the cloud."""
     stop: Annotated[tuple[StopText, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """The answer ends before any of these texts."""
     max_draft_tokens: int | None = Field(None, ge=1, le=MAX_ROUND_TOKENS)
@@ -292,7 +292,7 @@ class CloudConfig(_Settings):
     engine: Annotated[dict[str, Any], BeforeValidator(_read_json)] = {}
     """Options of vLLM's engine by name."""
     verification: Literal["auto", "resident", "rounds"] = "auto"
-    """How vLLM verifies greedy drafts: in sessions that stay in its engine, or each round by itself."""
+    """How vLLM verifies drafts: in sessions that stay in its engine, or each round by itself."""
     listen: Address = DEFAULT_ADDRESS
     """HOST:PORT; port 0 takes a free one."""
     tls_cert: str | None = None
@@ -314,7 +314,7 @@ class CloudConfig(_Settings):
     log_texts: bool = False
     """Log prompts and answers; otherwise their lengths alone."""
     slots: int = Field(4, ge=1, le=256)
-    """Streams whose KV caches are held at once."""
+    """Streams whose KV caches are held at once; unset, vLLM takes as many as it likes."""
     context_tokens: int = Field(4096, ge=64)
     """Prompt and completion of one stream, in tokens."""
     max_draft_tokens: int = Field(32, ge=1, le=MAX_ROUND_TOKENS)

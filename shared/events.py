@@ -124,7 +124,8 @@ class Answer:
     """(last token - first token) / (completion_tokens - 1)."""
     bytes_per_token: float | None
     """Serialised Drafts, Verdicts and Tokens per committed token, both directions, without framing."""
-    seed: int
+    seed: int | None
+    """Of the noise; None where the cloud drew by noise of its own, which no seed repeats."""
     edge_model: str | None
     cloud_model: str | None
     tokens: tuple[Token, ...]

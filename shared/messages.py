@@ -53,6 +53,8 @@ class Open:
     predicted_length: int | None = None
     shaping: Shaping = NO_SHAPING
     """Of a text that the model writes alone; a stream of drafts takes none."""
+    any_noise: bool = False
+    """Nobody asked for the seed's own text: any of the same distribution will do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,8 @@ class Opened:
     policy: Policy = Policy.LOSSLESS
     rollback_threshold: float | None = None
     """Nats; None unless the policy is `bild`."""
+    own_noise: bool = False
+    """Tokens are drawn by noise of the service's own, which the seed does not repeat."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,13 +138,15 @@ def logprobs_in_rows(rows: Rows, token_ids: Sequence[int]) -> Float:
     return np.minimum(best, 0.0)
 
 
-def settled_rows(token_ids: Sequence[int]) -> Rows:
+def settled_rows(token_ids: Sequence[int], width: int = 1) -> Rows:
     """Rows of a target that has decided by itself: at each position its token has all the probability.
 
-    >>> draw(settled_rows([7, 3]), Sampling(temperature=1.0), seed=0, start=0).tolist()
+    >>> draw(settled_rows([7, 3], width=2), Sampling(temperature=1.0), seed=0, start=0).tolist()
     [7, 3]
     """
-    return Rows(np.array(token_ids, np.int64)[:, None], np.zeros((len(token_ids), 1)))
+    logprobs = np.full((len(token_ids), width), -np.inf)
+    logprobs[:, :1] = 0.0
+    return Rows(np.repeat(np.array(token_ids, np.int64)[:, None], width, axis=1), logprobs)
 
 
 _MASS_TOLERANCE = 1e-3

@@ -14,7 +14,7 @@ import numpy as np
 
 from cloud_service.targets.base import GenerateOptions, Scores
 from shared.messages import NO_TIMINGS, Message
-from shared.sampling import Rows, logprobs_in_rows
+from shared.sampling import Rows, Sampling, logprobs_in_rows
 from shared.vocab import TokenKind, Vocabulary
 
 VOCABULARY_SIZE = 256
@@ -99,9 +99,17 @@ class ScriptedTarget:
     def piece(self, token_id: int) -> bytes:
         return bytes([token_id % 256])
 
+    def draws(self, sampling: Sampling, *, drafts: bool) -> bool:
+        return False
+
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
+        self,
+        token_ids: Sequence[int],
+        *,
+        tenant: str | None = None,
+        expected_tokens: int = 0,
+        own_draw: Sampling | None = None,
     ) -> AsyncIterator[ScriptedSequence]:
         self.open_sequences += 1
         try:

@@ -6,9 +6,10 @@ target that lost its cache, or never had one, still answers right; a cache only 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +53,8 @@ class GenerateOptions:
     """The stream ends after any of these."""
     num_prompt_tokens: int = 0
     """Of the text; what follows is completion."""
+    own_noise: bool = False
+    """Tokens may be drawn by noise of the target's own; only where the target `draws` so."""
     shaping: Shaping = NO_SHAPING
     """No more than the target's `shapes`. Where it is something, engines may draw by their own sampler."""
 
@@ -130,12 +133,27 @@ class Target(TextSide, Protocol):
         """What judges drafts under policy `judge`; None where there is none, or the engine cannot."""
         ...
 
+    def draws(self, sampling: Sampling, *, drafts: bool) -> bool:
+        """Whether noise of the target's own makes sampled tokens cheaper than the noise of a seed does.
+
+        Args:
+            drafts: of a stream that sends drafts, or else of one that the target writes alone.
+        """
+        ...
+
     def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
+        self,
+        token_ids: Sequence[int],
+        *,
+        tenant: str | None = None,
+        expected_tokens: int = 0,
+        own_draw: Sampling | None = None,
     ) -> AbstractAsyncContextManager[TargetSequence]:
         """A place in the engine for a stream that begins with these tokens; freed on exit, on cancel too.
 
         Args:
+            own_draw: where the target `draws` so, the distribution from which it draws the tokens of `score`
+                by itself; each of its rows then may hold that token alone (`settled_rows`).
             tenant: whose stream it is. What is cached for one tenant is never read for another, so that
                 neither timings nor counts tell what somebody else has asked. None is a tenant, too.
             expected_tokens: that the stream is expected to write, for an engine that has an order of its own.
@@ -165,6 +183,49 @@ async def generate_by_rounds(
         if token in options.end_token_ids:
             return
         text.append(token)
+
+
+async def stream_then_rounds(
+    sequence: TargetSequence,
+    made: AsyncGenerator[list[int], None],
+    token_ids: Sequence[int],
+    options: GenerateOptions,
+    has_meaning: Callable[[int], bool],
+) -> AsyncGenerator[list[int], None]:
+    """An engine's own stream up to a token that stands for nothing, which the engine does not know; then a
+    round for each token."""
+    text = list(token_ids)
+    async with aclosing(made):
+        async for new in made:
+            known = list(takewhile(has_meaning, new))
+            text += known
+            if known:
+                yield known
+            if len(known) < len(new):
+                break
+        else:
+            return
+    num_made = len(text) - len(token_ids)
+    rest = replace(options, start=options.start + num_made, max_tokens=options.max_tokens - num_made)
+    async with aclosing(generate_by_rounds(sequence, text, rest)) as by_rounds:
+        async for new in by_rounds:
+            yield new
+
+
+_LEAST_TEMPERATURE = 0.01
+
+
+def vllm_draws(sampling: Sampling) -> bool:
+    """Whether vLLM's own sampler draws tokens from a distribution as `shared.sampling` defines it.
+
+    An engine that speculates applies no min-p, and none takes less than a certain temperature as it is.
+    """
+    return sampling.temperature >= _LEAST_TEMPERATURE and sampling.min_p == 0.0
+
+
+def drawn_by_vllm(sampling: Sampling) -> dict[str, Any]:
+    """Fields of vLLM's SamplingParams for tokens that it draws by noise of its own."""
+    return {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
 
 
 def shaped_sampling(options: GenerateOptions) -> dict[str, Any]:

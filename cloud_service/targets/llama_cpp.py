@@ -22,7 +22,7 @@ from shared.llama import DecodeAborted, Extension, LlamaContext, LlamaModel
 from shared.llama.shaper import LogitsShaper
 from shared.llama.slots import Slots
 from shared.messages import Message, Timings
-from shared.sampling import draw, logprobs_from_logits, rows_from_logits
+from shared.sampling import Sampling, draw, logprobs_from_logits, rows_from_logits
 from shared.shaping import EVERY_SHAPE, NO_SHAPING, Shaping
 
 log = logging.getLogger("duet.target")
@@ -94,9 +94,17 @@ class LlamaCppTarget:
     def piece(self, token_id: int) -> bytes:
         return self._model.piece(token_id)
 
+    def draws(self, sampling: Sampling, *, drafts: bool) -> bool:
+        return False
+
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
+        self,
+        token_ids: Sequence[int],
+        *,
+        tenant: str | None = None,
+        expected_tokens: int = 0,
+        own_draw: Sampling | None = None,
     ) -> AsyncIterator[LlamaCppSequence]:
         own = [slot for slot, owner in enumerate(self._tenants) if owner == tenant]
         turn = self._slots.enter(token_ids, reusable=own)

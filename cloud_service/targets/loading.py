@@ -102,6 +102,8 @@ def vllm_options(config: CloudConfig) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if "context_tokens" in config.model_fields_set:
         options["max_model_len"] = config.context_tokens
+    if "slots" in config.model_fields_set:
+        options["max_num_seqs"] = config.slots
     # Sessions that stay in the engine are not of its queue.
     if config.admission == "shortest" and config.verification == "rounds":
         options["scheduling_policy"] = "priority"

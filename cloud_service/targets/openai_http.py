@@ -9,8 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -20,8 +19,11 @@ from cloud_service.targets.base import (
     GenerateOptions,
     Scores,
     TextSide,
+    drawn_by_vllm,
     generate_by_rounds,
     shaped_sampling,
+    stream_then_rounds,
+    vllm_draws,
 )
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.openai_rows import (
@@ -53,7 +55,7 @@ from shared.errors import (
     VerifyTimeout,
 )
 from shared.messages import Message, Timings
-from shared.sampling import MAX_TOP_K, Float, Rows
+from shared.sampling import MAX_TOP_K, Float, Rows, Sampling
 from shared.shaping import NO_SHAPING, PENALTIES
 from shared.vocab import TokenKind
 
@@ -380,9 +382,17 @@ class OpenAiTarget:
     def piece(self, token_id: int) -> bytes:
         return self._text.piece(token_id)
 
+    def draws(self, sampling: Sampling, *, drafts: bool) -> bool:
+        return not drafts and vllm_draws(sampling)
+
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
+        self,
+        token_ids: Sequence[int],
+        *,
+        tenant: str | None = None,
+        expected_tokens: int = 0,
+        own_draw: Sampling | None = None,
     ) -> AsyncIterator[OpenAiSequence]:
         yield OpenAiSequence(self, cache_salt=tenant)
 
@@ -494,39 +504,32 @@ class OpenAiSequence:
     ) -> AsyncGenerator[list[int], None]:
         text = list(token_ids)
         if options.shaping != NO_SHAPING:
-            async with aclosing(self._stream(text, options)) as made:
+            async with aclosing(self._stream(text, options, shaped_sampling(options))) as made:
                 async for new in made:
                     if not all(map(self._has_meaning, new)):
                         raise CloudFailed(f"{self._target.upstream.url} made a token without a meaning")
                     yield new
             return
-        if options.sampling.greedy:
-            async with aclosing(self._stream(text, options)) as made:
-                async for new in made:
-                    known = list(takewhile(self._has_meaning, new))
-                    text += known
-                    if known:
-                        yield known
-                    if len(known) < len(new):
-                        break  # padding, which rounds leave out and the service's stream does not
-                else:
-                    return
-        num_made = len(text) - len(token_ids)
-        rest = replace(options, start=options.start + num_made, max_tokens=options.max_tokens - num_made)
-        async with aclosing(generate_by_rounds(self, text, rest)) as made:
-            async for new in made:
+        if options.sampling.greedy or options.own_noise:
+            drawn = {} if options.sampling.greedy else drawn_by_vllm(options.sampling)
+            stream = self._stream(text, options, drawn)
+            tokens = stream_then_rounds(self, stream, text, options, self._has_meaning)
+        else:
+            tokens = generate_by_rounds(self, text, options)
+        async with aclosing(tokens):
+            async for new in tokens:
                 yield new
 
     def _has_meaning(self, token_id: int) -> bool:
         return not self._target.padding[token_id]
 
     async def _stream(
-        self, token_ids: Sequence[int], options: GenerateOptions
+        self, token_ids: Sequence[int], options: GenerateOptions, drawn: Mapping[str, Any]
     ) -> AsyncGenerator[list[int], None]:
-        """The service's own stream: greedy, or shaped and drawn by its own sampler."""
+        """The service's own stream: greedy, unless `drawn` says how its own sampler draws."""
         sampling = {
             **_PLAIN,
-            **(shaped_sampling(options) if options.shaping != NO_SHAPING else {}),
+            **drawn,
             "max_tokens": options.max_tokens,
             "stop_token_ids": sorted(options.end_token_ids),
         }

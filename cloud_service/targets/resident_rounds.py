@@ -1,4 +1,5 @@
-"""How a round of a resident session is followed through the tokens that the engine makes. Pure.
+"""How a round of a resident session is followed through the tokens that the engine makes, and which steps of
+the engine to have ready for it. Pure.
 
 The engine may answer a draft in pieces: no more than its own number of speculative tokens at a time, and one
 token unasked where it had to compute the text again. So both sides follow the text, not the count of
@@ -8,6 +9,35 @@ steps: a round is done once a token differs from the draft, or one came after al
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+MAX_GRAPH_TOKENS = 2048
+"""Of the longest step with a CUDA graph of its own. The GPU computes on longer ones for so long that kernels
+launched one by one do not keep it waiting."""
+
+
+def graph_sizes(num_streams: int, step_tokens: int, max_batched_tokens: int | None = None) -> list[int]:
+    """Tokens of the steps to capture as CUDA graphs, for so many streams that each verify a draft in one.
+
+    A step is padded to the next of them: by less than a stream's tokens while streams are few, and by an
+    eighth at most beyond. vLLM's own go to 512 tokens, which 57 streams with drafts of 8 exceed.
+
+    Args:
+        num_streams: in one step.
+        step_tokens: of a stream in a step at most. All sizes are multiples of it: vLLM's V1 runner rounds
+            them to those, for steps in which all streams verify equally much.
+        max_batched_tokens: of a step, where the operator says how many.
+    Returns:
+        Ascending; at least one.
+
+    >>> graph_sizes(12, 17)
+    [17, 34, 51, 68, 85, 102, 119, 136, 153, 170, 187, 204]
+    """
+    most = min(num_streams * step_tokens, MAX_GRAPH_TOKENS, max_batched_tokens or MAX_GRAPH_TOKENS)
+    most = max(1, most // step_tokens)
+    counts = [1]
+    while counts[-1] < most:
+        counts.append(min(most, counts[-1] + max(1, counts[-1] // 8)))
+    return [count * step_tokens for count in counts]
 
 
 class PendingRound:

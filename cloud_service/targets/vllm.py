@@ -39,8 +39,11 @@ from cloud_service.targets.base import (
     Scores,
     TargetSequence,
     TextSide,
+    drawn_by_vllm,
     generate_by_rounds,
     shaped_sampling,
+    stream_then_rounds,
+    vllm_draws,
 )
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.vllm_rows import (
@@ -65,6 +68,9 @@ _WATCH_S = 0.2
 _WARM_UP_TOKENS = 8
 _AGEING_TOKENS_PER_S = 16
 """Tokens of prediction that a second of waiting makes up for in the engine's own queue."""
+MEASURED_ROUND_STREAMS = 8
+"""Up to how many streams at once rounds of their own yield more than plain streams do. Measured on one H100
+with a 7B (docs/benchmarks.md) were 2.27x at 1 and 0.90x at 16; this is between, where they suggest 1.2x."""
 _CPU_BLOCK_TOKENS = 32
 """The least that vLLM's CPU backend takes: a round computes its new tokens and up to one block."""
 
@@ -82,7 +88,8 @@ def load_target(
         name: what people call the model.
         options: fields of vLLM's `AsyncEngineArgs`; they win over our defaults, not over what
             verification needs.
-        verification: how drafts of greedy streams are verified; "auto" is "resident" where it can be.
+        verification: how drafts are verified where the engine can do it by itself; "auto" is "resident" where
+            it can be and was measured to pay.
     Raises:
         InvalidSetting: an option that vLLM does not know, or "resident" where it cannot be.
         ModelFileInvalid, ModelUnsupported, OutOfMemory: it does not start.
@@ -90,10 +97,13 @@ def load_target(
     obstacle = None if verification == "rounds" else why_not_resident(options)
     if obstacle is not None and verification == "resident":
         raise InvalidSetting(f"{obstacle}, so that --verification resident cannot be; choose auto or rounds")
+    if verification == "auto" and obstacle is None:
+        obstacle = why_resident_may_lose(options)
     if obstacle is not None:
         log.warning("drafts are verified in rounds of their own: %s", obstacle)
     stays = verification != "rounds" and obstacle is None
-    config = engine_config(model, {**resident.engine_options(), **options} if stays else options)
+    made = {**resident.engine_options(), **resident.graph_options(options)} if stays else {}
+    config = engine_config(model, {**made, **options})
     text = HfText.load(
         model,
         name,
@@ -114,6 +124,19 @@ def why_not_resident(options: Mapping[str, Any]) -> str | None:
     if envs.VLLM_USE_V2_MODEL_RUNNER:
         return "VLLM_USE_V2_MODEL_RUNNER=1 asks for the runner that knows no drafts from outside"
     return None
+
+
+def why_resident_may_lose(options: Mapping[str, Any]) -> str | None:
+    """What speaks against resident sessions where they can be: more streams at once than they were measured
+    to pay with, or nothing."""
+    most = options.get("max_num_seqs")
+    if most is not None and most <= resident.MEASURED_STREAMS:
+        return None
+    return (
+        f"sessions in the engine were measured to pay with up to {resident.MEASURED_STREAMS} streams, and it"
+        f" takes {'as many as vLLM likes' if most is None else most}; --slots {resident.MEASURED_STREAMS} or"
+        " less chooses them, and so does --verification resident"
+    )
 
 
 def engine_config(model: str, options: Mapping[str, Any]) -> VllmConfig:
@@ -205,7 +228,10 @@ class VllmTarget:
         self.streams_noise = _takes_noise(config)
         """Whether sampled text streams from the engine; otherwise each token is a round."""
         self.verification = "rounds"
-        """How drafts of greedy streams are verified; "resident" once `warm_up` has tried that out."""
+        """How drafts are verified where the engine can do it by itself; "resident" once `warm_up` has tried
+        that out."""
+        self.num_sequences = 0
+        """Streams that are open here."""
         self.num_repeated_rounds = 0
         """Rounds that ran again without the cache, which held part of their draft."""
         self._padding = np.array([kind is TokenKind.PADDING for kind in self.vocabulary.kinds])
@@ -232,16 +258,31 @@ class VllmTarget:
     def piece(self, token_id: int) -> bytes:
         return self._text.piece(token_id)
 
+    def draws(self, sampling: Sampling, *, drafts: bool) -> bool:
+        if not vllm_draws(sampling):
+            return False
+        return self.verification == "resident" if drafts else not self.streams_noise
+
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
+        self,
+        token_ids: Sequence[int],
+        *,
+        tenant: str | None = None,
+        expected_tokens: int = 0,
+        own_draw: Sampling | None = None,
     ) -> AsyncIterator[TargetSequence]:
         rounds = VllmSequence(self, tenant, self._priority(expected_tokens))
-        if self._sessions is None or self.verification == "rounds":
-            yield rounds
-            return
-        async with aclosing(resident.ResidentSequence(self._sessions, rounds, tenant)) as sequence:
-            yield sequence
+        self.num_sequences += 1
+        try:
+            if self._sessions is None or self.verification == "rounds":
+                yield rounds
+                return
+            made = resident.ResidentSequence(self._sessions, rounds, tenant, own_draw)
+            async with aclosing(made) as sequence:
+                yield sequence
+        finally:
+            self.num_sequences -= 1
 
     async def failed(self) -> None:
         while not self.llm.errored:  # noqa: ASYNC110 - nothing of vLLM can be waited for
@@ -314,6 +355,10 @@ class VllmTarget:
     def asked_width(self, width: int) -> int:
         return asked_width(width, len(self._padding))
 
+    def has_meaning(self, token_id: int) -> bool:
+        """Whether a token is more than padding."""
+        return not self._padding[token_id]
+
 
 class VllmSequence:
     """Implements `base.TargetSequence`. Holds nothing in the engine between calls."""
@@ -324,7 +369,10 @@ class VllmSequence:
         self._priority = priority
         self._known = KnownRows()
         self.num_computed_tokens = 0
-        self.drafts_pay = True
+
+    @property
+    def drafts_pay(self) -> bool:
+        return self._target.num_sequences <= MEASURED_ROUND_STREAMS
 
     async def score(
         self,
@@ -405,28 +453,37 @@ class VllmSequence:
     async def generate(
         self, token_ids: Sequence[int], options: GenerateOptions
     ) -> AsyncGenerator[list[int], None]:
-        shaped = options.shaping != NO_SHAPING
-        by_engine = options.sampling.greedy or self._target.streams_noise or shaped
-        made = self._stream(token_ids, options) if by_engine else generate_by_rounds(self, token_ids, options)
+        sampling = options.sampling
+        if options.shaping != NO_SHAPING:
+            made = self._stream(token_ids, options, shaped_sampling(options))
+        elif sampling.greedy or options.own_noise:
+            drawn = {"temperature": 0.0} if sampling.greedy else drawn_by_vllm(sampling)
+            stream = self._stream(token_ids, options, drawn)
+            made = stream_then_rounds(self, stream, token_ids, options, self._target.has_meaning)
+        elif self._target.streams_noise:
+            seeded = {"temperature": 0.0, "extra_args": {_DRAW: _encode_draw(options)}}
+            made = self._stream(token_ids, options, seeded)
+        else:
+            made = generate_by_rounds(self, token_ids, options)
         async with aclosing(made):
             async for new in made:
                 yield new
 
     async def _stream(
-        self, token_ids: Sequence[int], options: GenerateOptions
+        self, token_ids: Sequence[int], options: GenerateOptions, drawn: Mapping[str, Any]
     ) -> AsyncGenerator[list[int], None]:
-        """The engine's own stream. Its argmax is the token that `sampling.draw` draws; a shaped text is drawn
-        by the engine's own sampler."""
+        """The engine's own stream.
+
+        Args:
+            drawn: how its tokens are drawn, as fields of vLLM's SamplingParams.
+        """
         params = SamplingParams(
-            **shaped_sampling(options) if options.shaping != NO_SHAPING else {"temperature": 0.0},
+            **drawn,
             max_tokens=options.max_tokens,
             ignore_eos=True,
             stop_token_ids=sorted(options.end_token_ids),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            extra_args=None
-            if options.sampling.greedy or options.shaping != NO_SHAPING
-            else {_DRAW: _encode_draw(options)},
         )
         computed_before: int | None = None
         async with aclosing(self._request(token_ids, params)) as answers:

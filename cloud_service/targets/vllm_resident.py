@@ -1,12 +1,14 @@
-"""The service's side of resident sessions: a greedy stream whose text stays in the engine between rounds.
+"""The service's side of resident sessions: a stream whose text stays in the engine between its rounds.
 
 A round of `vllm.VllmSequence` is a request of its own, which costs the engine a millisecond of set-up and
 computes part of a cache block again. Here one request lives as long as the stream, and each draft is handed
 to it as its own speculative tokens (`vllm_scheduler`), so that a round costs one step of the draft's length.
 
 The engine verifies by itself, so all that comes back is which tokens stand: the draft's own up to the first
-that the target does not want, and the target's in its place. What needs more (a draw with the seed's noise,
-the probability of a token that is no argmax) goes round by round, in the same engine.
+that the target does not want, and the target's in its place. A sampled draft is verified by the engine's
+rejection sampling (Leviathan et al. 2023, arXiv:2211.17192), the draft a distribution of one token, so that
+the text is exact in distribution, by noise of the engine's. What needs more (a draw with a seed's noise, the
+probability of a token that is no argmax) goes round by round, in the same engine.
 """
 
 from __future__ import annotations
@@ -14,18 +16,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
+from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cloud_service.scheduling import DraftValue
-from cloud_service.targets.base import GenerateOptions, Scores, TargetSequence
-from cloud_service.targets.resident_rounds import PendingRound
+from cloud_service.targets.base import GenerateOptions, Scores, TargetSequence, drawn_by_vllm
+from cloud_service.targets.resident_rounds import PendingRound, graph_sizes
+from cloud_service.targets.vllm_rows import join
 from cloud_service.targets.vllm_scheduler import (
     DRAFT,
     DRAFTS,
@@ -35,7 +39,7 @@ from cloud_service.targets.vllm_scheduler import (
 )
 from shared.errors import CloudError, CloudFailed, CloudUnavailable
 from shared.messages import Timings
-from shared.sampling import MAX_TOP_K, settled_rows
+from shared.sampling import MAX_TOP_K, Sampling, settled_rows
 
 TESTED_VERSIONS = frozenset({"0.25.1", "0.32.0"})
 """Of vLLM. Its schedulers and proposers are no public interface, so that others take the other scheme."""
@@ -47,6 +51,28 @@ DIED = "the engine of the service has died; resume on another replica, or try ag
 
 DEFAULT_PARKED_S = 30.0
 """How long a session without a draft keeps its blocks."""
+
+
+MEASURED_STREAMS = 64
+"""Up to how many streams at once sessions in the engine were measured to yield more than plain streams do, on
+one H100 with a 7B (docs/benchmarks.md): 2.85x at 1, 2.21x at 16, 1.08x at 64, 0.88x at 128."""
+
+
+def graph_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of vLLM's engine by which it has CUDA graphs for the steps of its sessions; none without CUDA.
+
+    Args:
+        options: that are set already: how many streams and tokens a step may have.
+    """
+    if not current_platform.is_cuda():
+        return {}
+    sizes = graph_sizes(
+        options.get("max_num_seqs", MEASURED_STREAMS),
+        MAX_STEP_DRAFT_TOKENS + 1,
+        options.get("max_num_batched_tokens"),
+    )
+    # Drafts differ in length, so that only graphs of mixed steps cover them.
+    return {"compilation_config": {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": sizes}}
 
 
 def engine_options(*, parked_s: float = DEFAULT_PARKED_S) -> dict[str, Any]:
@@ -109,15 +135,17 @@ class ResidentSessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, text: Sequence[int], draft: Sequence[int], cache_salt: str | None) -> Session:
-        """Begin a session with its first draft, for `Session.verdict`."""
+    def open(
+        self, text: Sequence[int], draft: Sequence[int], cache_salt: str | None, own_draw: Sampling | None
+    ) -> Session:
+        """Begin a session with its first draft, for `Session.verdict`; greedy without `own_draw`."""
         self._llm._run_output_handler()  # reads what the engine says; vLLM begins it with the first request
         session = Session(f"session-{next(self._ids)}", text)
         session.begin(draft)
         self._sessions[session.name] = session
         self._verifying.add(session.name)
         params = SamplingParams(
-            temperature=0.0,
+            **(drawn_by_vllm(own_draw) if own_draw else {"temperature": 0.0}),
             max_tokens=self._context_tokens - len(text),
             ignore_eos=True,
             detokenize=False,
@@ -262,11 +290,19 @@ class Session:
 class ResidentSequence:
     """Implements `base.TargetSequence`."""
 
-    def __init__(self, sessions: ResidentSessions, rounds: TargetSequence, cache_salt: str | None) -> None:
+    def __init__(
+        self,
+        sessions: ResidentSessions,
+        rounds: TargetSequence,
+        cache_salt: str | None,
+        own_draw: Sampling | None = None,
+    ) -> None:
         """
         Args:
             rounds: the same stream by the other scheme, for what the engine does not verify by itself.
+            own_draw: what the engine draws tokens from; None where they are greedy, or a seed's.
         """
+        self._own_draw = own_draw
         self._sessions = sessions
         self._rounds = rounds
         self._cache_salt = cache_salt
@@ -284,24 +320,27 @@ class ResidentSequence:
         proposed: Sequence[int] | None = None,
         num_judged: int = 0,
     ) -> Scores:
-        """See `base.TargetSequence`. A greedy stream's rows end with the first that is not the draft's."""
-        if width > 1 or proposed is not None:
+        """See `base.TargetSequence`. The engine's own rows end with the first that is not the draft's."""
+        if proposed is not None or (width > 1 and self._own_draw is None):
             return await self._by_rounds(token_ids, num_rows, width, proposed)
         began = time.perf_counter()
         start = len(token_ids) - (num_rows - 1)
         made = await self._verify(list(token_ids[:start]), token_ids[start:])
-        if not self._sessions.padding.isdisjoint(made):
-            # The engine's argmax, but nobody's token: the other scheme looks at the next best.
+        legal = list(itertools.takewhile(lambda token: token not in self._sessions.padding, made))
+        rows = settled_rows(legal, width)
+        if len(legal) < len(made):
+            # Nobody's token: the other scheme chooses without it, from there on.
             await self.aclose()
-            return await self._by_rounds(token_ids, num_rows, width, proposed)
-        return Scores(settled_rows(made), Timings(verify_us=int(1e6 * (time.perf_counter() - began))), _NONE)
+            others = await self._by_rounds(token_ids, num_rows - len(legal), width, None)
+            rows = join(rows, others.rows)
+        return Scores(rows, Timings(verify_us=int(1e6 * (time.perf_counter() - began))), _NONE)
 
     async def _verify(self, text: list[int], draft: Sequence[int]) -> list[int]:
         session = self._session
         opens = session is None or session.text != text
         if session is None or opens:
             await self.aclose()
-            session = self._session = self._sessions.open(text, draft, self._cache_salt)
+            session = self._session = self._sessions.open(text, draft, self._cache_salt, self._own_draw)
         else:
             self._sessions.verify(session, draft)
         try:

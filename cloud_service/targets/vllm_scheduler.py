@@ -19,10 +19,13 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.sched.utils import remove_all
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.sample import rejection_sampler
 
 from cloud_service.targets.resident_rounds import PendingRound
 
@@ -37,12 +40,32 @@ PARKED_S = "duet_parked_s"
 class NothingProposed:
     """A proposer that proposes nothing: with it the engine expects speculative tokens (`custom_class`)."""
 
-    def __init__(self, vllm_config: Any) -> None: ...
+    def __init__(self, vllm_config: Any) -> None:
+        if current_platform.is_cpu():
+            # vLLM 0.32's own loses its result where that is no int64: temperatures, top-k and top-p of drafts
+            # are then what lay in that memory before.
+            rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
 
     def load_model(self, *args: Any, **kwargs: Any) -> None: ...
 
     def propose(self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
         return [[] for _ in sampled_token_ids]
+
+
+def _expand_batch_to_tokens(
+    x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> torch.Tensor:
+    """Each request's value once for each of its draft tokens.
+
+    Args:
+        x: [batch_size]
+        cu_num_tokens: [batch_size], draft tokens of the requests up to and with each.
+        replace_from, replace_to: a value to read as another.
+    Returns:
+        [num_tokens]
+    """
+    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    return torch.where(x == replace_from, replace_to, x).to(x.dtype).repeat_interleave(counts)
 
 
 @dataclass(slots=True, eq=False)

@@ -6,10 +6,19 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from shared.drafts import Proposal, Source
+from shared.messages import Open, Opened
 from shared.sampling import Sampling
 from shared.stopping import StopRule
 
-__all__ = ["Drafter", "Proposal", "Source"]
+__all__ = ["Drafter", "Proposal", "Source", "draft_sampling"]
+
+
+def draft_sampling(request: Open, opened: Opened) -> Sampling:
+    """How the edge draws its drafts: as the target draws, by the same noise, where they share it.
+
+    A token drawn by other noise would agree less often than the likeliest does (benchmarks/coupling.py).
+    """
+    return Sampling() if opened.own_noise else request.sampling
 
 
 class Drafter(Protocol):

@@ -182,9 +182,9 @@ async def test_the_engine_is_told_whose_stream_it_is(shared: Shared) -> None:
     tenants: list[str | None] = []
     original = shared.target.sequence
 
-    def sequence(token_ids: Any, *, tenant: str | None = None, expected_tokens: int = 0) -> Any:
+    def sequence(token_ids: Any, *, tenant: str | None = None, **rest: Any) -> Any:
         tenants.append(tenant)
-        return original(token_ids, tenant=tenant)
+        return original(token_ids, tenant=tenant, **rest)
 
     shared.target.sequence = sequence  # type: ignore[method-assign]
     async with shared.edge("alice") as alice, shared.edge("bob") as bob:

@@ -27,6 +27,7 @@ from shared.sampling import (
     philox4x32,
     rows_from_logits,
 )
+from tests.chi_square import chi_square_tail, p_value
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 LARGEST_SEED = 2**64 - 1
@@ -481,32 +482,6 @@ def test_a_draft_with_the_same_noise_is_accepted_more_often_than_an_independent_
         return np.mean(np.equal(drafted, wanted))
 
     assert agreement(coupled_tokens(0)) > agreement(other_noise) + 0.2
-
-
-def p_value(counts: Counter, expected: dict) -> float:
-    """Pearson's chi-square test; cells that expect fewer than 5 are merged. 0 if an impossible one occurs."""
-    total = sum(counts.values())
-    if any(not expected.get(cell) for cell in counts):
-        return 0.0
-    cells = [(counts[cell], total * prob) for cell, prob in expected.items() if prob]
-    large = [cell for cell in cells if cell[1] >= 5]
-    small = [cell for cell in cells if cell[1] < 5]
-    if small:
-        large.append(tuple(map(sum, zip(*small, strict=True))))
-    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in large)
-    return chi_square_tail(statistic, len(large) - 1)
-
-
-def chi_square_tail(statistic: float, freedom: int) -> float:
-    """P(X >= statistic), exactly: the upper incomplete gamma function by its recurrence in steps of 1."""
-    if freedom == 0:
-        return 1.0
-    half = statistic / 2
-    a, tail = (0.5, math.erfc(math.sqrt(half))) if freedom % 2 else (1.0, math.exp(-half))
-    while a < freedom / 2:
-        tail += math.exp(a * math.log(half) - half - math.lgamma(a + 1)) if half else 0.0
-        a += 1
-    return tail
 
 
 @pytest.mark.parametrize(("freedom", "critical"), [(1, 10.828), (2, 13.816), (3, 16.266), (63, 103.442)])

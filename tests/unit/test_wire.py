@@ -49,6 +49,7 @@ MESSAGES = {
         rollback_threshold=st.none() | st.floats(0, 1e9, exclude_min=True),
         max_tokens=st.none() | st.integers(1, 2**32 - 1),
         predicted_length=st.none() | uint32,
+        any_noise=st.booleans(),
     ),
     "opened": st.builds(
         Opened,
@@ -61,6 +62,7 @@ MESSAGES = {
         vocabulary_sha256=words,
         policy=st.sampled_from(Policy),
         rollback_threshold=st.none() | st.floats(0, 1e9, exclude_min=True),
+        own_noise=st.booleans(),
     ),
     "draft": st.builds(Draft, uint32, uint32, ids, st.booleans()),
     "verdict": st.builds(

@@ -190,6 +190,24 @@ async def test_cloud_and_speculate_draw_the_same_text_for_the_same_seed(each_way
         assert direct.reason is speculated.reason
 
 
+async def test_a_cloud_stream_without_a_seed_is_the_upstreams_own(each_way: Served) -> None:
+    drawn = Sampling(temperature=1.0, top_k=2)
+    [request] = random_requests(1, seed=2, samplings=[drawn])
+    free = replace(request, any_noise=True)
+    texts = [(await generate(each_way.cloud, free)).token_ids for _ in range(4)]
+    assert len(set(map(tuple, texts))) > 1, "no seed repeats it"
+    for text in texts:
+        prompt = rendered(each_way.target, free)
+        async with each_way.target.sequence(prompt) as sequence:
+            rows = (await sequence.score(prompt + text[:-1], num_rows=len(text), width=2)).rows
+        assert all(token in row for token, row in zip(text, rows.token_ids, strict=True)), "of the top 2"
+    async with each_way.cloud.speculate(free, Meter()) as stream:
+        assert not stream.opened.own_noise, "its rows are drawn from here"
+    assert (await generate(each_way.cloud, request)).token_ids == (
+        await generate(each_way.cloud, request)
+    ).token_ids
+
+
 async def test_penalties_and_a_bias_are_honoured_by_the_upstream(
     each_way: Served, tiny_pair: TinyPair
 ) -> None:

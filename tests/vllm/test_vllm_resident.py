@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,16 +20,22 @@ import pytest_asyncio
 
 from cloud_service.targets import vllm as vllm_target
 from cloud_service.targets import vllm_resident as resident
+from cloud_service.targets.base import GenerateOptions
 from cloud_service.targets.hf_text import HfText
+from cloud_service.targets.resident_rounds import graph_sizes
 from cloud_service.targets.vllm import VllmTarget, engine_config, load_target, why_not_resident
 from cloud_service.targets.vllm_resident import ResidentSequence
+from edge_agent.agent import Agent
 from edge_agent.remote import Meter
 from protos.duet.v1 import speculation_pb2 as pb2
 from protos.duet.v1 import speculation_pb2_grpc as pb2_grpc
+from shared.config import EdgeConfig
 from shared.errors import CloudFailed, InvalidSetting
+from shared.events import Answer
 from shared.messages import Message, Open, Policy
-from shared.sampling import Sampling
+from shared.sampling import Rows, Sampling, draw
 from shared.session import EdgeSession
+from tests.chi_square import p_value
 from tests.service import connection, eventually, generate, loaded_edge, serving, speculate
 from tests.tiny_pair import PADDED_VOCAB_SIZE, TinyPair
 from tests.vllm.conftest import CONTEXT_TOKENS, NUM_BLOCKS, Pair
@@ -178,7 +186,7 @@ async def test_a_token_that_stands_for_nothing_is_never_the_targets(
     monkeypatch.setattr(target._sessions, "padding", frozenset(greedy[1:2]))
     async with target.sequence(prompt) as sequence:
         assert await verified(sequence, prompt, greedy[:3]) == greedy[:4]
-        assert asked_rounds == [4], "the other scheme, which can look at the next best, decides"
+        assert asked_rounds == [3], "from there on the other scheme, which can look at the next best, decides"
         assert target.num_requests == 0, "the engine's text is not ours, so that session has ended"
 
 
@@ -199,6 +207,153 @@ async def test_a_stream_whose_drafts_do_not_pay_is_told_so(
             told.append(verdict.stream_instead)
     assert not any(told[:7]), "a few rounds tell nothing"
     assert all(told[7:])
+
+
+# Sampled streams whose seed nobody asked for
+
+NUM_DRAWS = 2000
+OWN_DRAWS = [
+    pytest.param(Sampling(temperature=0.6, top_k=4), id="cool, of four"),
+    pytest.param(Sampling(temperature=1.5, top_p=0.7, top_k=32), id="hot, of most of the mass"),
+]
+
+
+def chances(rows: Rows, sampling: Sampling) -> list[dict[int, float]]:
+    """Of each position, slowly: temperature, top-k, top-p."""
+    positions = []
+    for ids, logprobs in zip(rows.token_ids, rows.logprobs, strict=True):
+        weights = np.exp(logprobs[: sampling.top_k] / sampling.temperature)
+        weights /= weights.sum()
+        kept = weights[: 1 + int(np.sum(np.cumsum(weights)[:-1] < sampling.top_p))]
+        positions.append(dict(zip(ids.tolist(), (kept / kept.sum()).tolist(), strict=False)))
+    return positions
+
+
+@pytest.mark.parametrize("sampling", OWN_DRAWS)
+async def test_sampled_drafts_are_verified_exactly_in_distribution(
+    target: VllmTarget, sampling: Sampling
+) -> None:
+    prompt = [72, 111, 119]
+    draft = await greedy_by_rounds(target, prompt, 2)
+    async with target.sequence(prompt) as rounds:
+        scores = await rounds.score(prompt + draft, num_rows=3, width=64)
+    first, second, third = chances(scores.rows, sampling)
+    expected: dict[Hashable, float] = {(token,): prob for token, prob in first.items() if token != draft[0]}
+    for token, prob in second.items():
+        if token != draft[1]:
+            expected[draft[0], token] = first[draft[0]] * prob
+    for token, prob in third.items():
+        expected[(*draft, token)] = first[draft[0]] * second[draft[1]] * prob
+    assert sum(expected.values()) == pytest.approx(1.0)
+    places = asyncio.Semaphore(24)
+
+    async def answer(number: int) -> tuple[int, ...]:
+        async with places, target.sequence(prompt, own_draw=sampling if number % 8 else None) as sequence:
+            scores = await sequence.score(prompt + draft, num_rows=3, width=64 if number % 8 else 1)
+            return tuple(scores.rows.token_ids[:, 0].tolist())
+
+    # Every eighth is greedy, in the same steps.
+    made = await asyncio.gather(*(answer(number) for number in range(NUM_DRAWS)))
+    assert {made[number][:2] for number in range(0, NUM_DRAWS, 8)} == {tuple(draft)}
+    drawn = Counter(made[number] for number in range(NUM_DRAWS) if number % 8)
+    assert 0 < sum(drawn[answer] for answer in drawn if len(answer) == 3) < drawn.total()
+    assert p_value(drawn, expected) > 1e-6
+    warmer = chances(scores.rows, replace(sampling, temperature=1.3 * sampling.temperature))
+    assert (
+        p_value(Counter(answer[:1] for answer in drawn.elements()), {(t,): p for t, p in warmer[0].items()})
+        < 1e-6
+    )
+    await assert_nothing_is_held(target)
+
+
+@pytest.mark.parametrize("sampling", OWN_DRAWS)
+async def test_a_sampled_cloud_stream_is_the_engines_own(target: VllmTarget, sampling: Sampling) -> None:
+    prompt = [72, 111, 119]
+    async with target.sequence(prompt) as rounds:
+        [expected] = chances((await rounds.score(prompt, num_rows=1, width=64)).rows, sampling)
+    options = GenerateOptions(
+        sampling=sampling, seed=0, start=0, max_tokens=1, end_token_ids=frozenset(), own_noise=True
+    )
+
+    async def first_token() -> int:
+        async with target.sequence(prompt, own_draw=sampling) as sequence:
+            [[token]] = [new async for new in sequence.generate(prompt, options)]
+        return token
+
+    drawn = Counter(await asyncio.gather(*(first_token() for _ in range(400))))
+    assert p_value(drawn, expected) > 1e-6
+
+
+async def test_a_token_that_stands_for_nothing_is_never_drawn(
+    target: VllmTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, sampling = [80, 81, 82], Sampling(temperature=1.0, top_k=4)
+    greedy = await greedy_by_rounds(target, prompt, 3)
+    padding = np.array([token in greedy[1:2] for token in range(PADDED_VOCAB_SIZE)])
+    monkeypatch.setattr(target, "_padding", padding)
+    monkeypatch.setattr(target._sessions, "padding", frozenset(greedy[1:2]))
+    options = GenerateOptions(
+        sampling=Sampling(), seed=0, start=0, max_tokens=6, end_token_ids=frozenset(), own_noise=True
+    )
+    for drawn in (sampling, Sampling()):
+        async with target.sequence(prompt, own_draw=sampling) as sequence:
+            stream = sequence.generate(prompt, replace(options, sampling=drawn))
+            made = [token async for new in stream for token in new]
+        assert len(made) == 6
+        assert greedy[1] not in made
+    for seed in range(20):
+        async with target.sequence(prompt, own_draw=sampling) as sequence:
+            scores = await sequence.score([*prompt, greedy[0], greedy[1]], num_rows=3, width=4)
+            assert greedy[1] not in draw(scores.rows, sampling, seed, 0)[:2]
+    await assert_nothing_is_held(target)
+
+
+async def test_a_stream_without_a_seed_stays_in_the_engine_and_says_so(pair: Any) -> None:
+    computed = []
+    for request in random_requests(4, seed=23, samplings=[Sampling(temperature=0.9, top_p=0.9)]):
+        free = replace(request, any_noise=True)
+        drafted = [await speculate(pair.edge, pair.cloud, free, 4) for _ in range(3)]
+        assert all(0 < len(each.token_ids) <= 24 for each in drafted)
+        computed += [each.num_drafted for each in drafted]
+        assert len({tuple(each.token_ids) for each in drafted}) > 1, "no seed repeats them"
+        assert len({tuple((await generate(pair.cloud, free)).token_ids) for _ in range(3)}) > 1
+        async with pair.cloud.speculate(free, Meter()) as stream:
+            assert stream.opened.own_noise
+    assert sum(computed) > 0
+    await assert_nothing_is_held(pair.target)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"any_noise": False}, "the seed is asked for"),
+        ({"policy": Policy.BILD}, "it judges by rows"),
+        ({"sampling": Sampling(temperature=1.0, min_p=0.1)}, "the engine applies no min-p to drafts"),
+        ({"sampling": Sampling(temperature=0.001)}, "the engine would draw at another temperature"),
+        ({"sampling": Sampling()}, "nothing is drawn"),
+    ],
+)
+async def test_other_streams_keep_to_their_seed(pair: Any, changed: dict[str, Any], why: str) -> None:
+    sampled = Open(prompt=(72, 105), sampling=Sampling(temperature=1.0), seed=7, max_tokens=8, any_noise=True)
+    async with pair.cloud.speculate(replace(sampled, **changed), Meter()) as stream:
+        assert not stream.opened.own_noise, why
+
+
+@pytest.mark.parametrize("mode", ["cloud", "speculate"])
+async def test_an_answer_names_its_seed_only_where_that_repeats_it(pair: Any, mode: Any) -> None:
+    def agent(seed: int | None) -> Agent:
+        config = EdgeConfig(mode=mode, temperature=1.0, max_tokens=16, seed=seed)
+        return Agent(config, edge=pair.edge, cloud=pair.cloud)
+
+    async def answer(seed: int | None) -> Answer:
+        events = [event async for event in agent(seed).ask("Go on")]
+        assert isinstance(events[-1], Answer)
+        return events[-1]
+
+    assert (await answer(None)).seed is None
+    first, again = await answer(5), await answer(5)
+    assert first.seed == again.seed == 5
+    assert first.answer == again.answer
 
 
 # What the engine does not verify by itself
@@ -439,11 +594,48 @@ async def test_an_engine_that_cannot_falls_back_with_a_notice(
         load_target(model, "target", options, "resident")
 
 
-async def test_rounds_can_be_asked_for(tiny_pair: TinyPair, started: list[Any]) -> None:
-    load_target(str(tiny_pair.target_hf), "target", {"dtype": "float32"}, "rounds")
-    load_target(str(tiny_pair.target_hf), "target", {"dtype": "float32"})
-    assert [config.speculative_config is None for config in started] == [True, False]
-    assert why_not_resident({}) is None
+@pytest.mark.parametrize(
+    ("verification", "slots", "stays"),
+    [
+        pytest.param("rounds", {"max_num_seqs": 16}, False, id="rounds can be asked for"),
+        pytest.param("resident", {"max_num_seqs": 512}, True, id="and so can sessions"),
+        pytest.param("auto", {"max_num_seqs": 64}, True, id="auto takes sessions where they paid"),
+        pytest.param("auto", {"max_num_seqs": 65}, False, id="not with more streams at once"),
+        pytest.param("auto", {}, False, id="nor with as many as vLLM likes"),
+    ],
+)
+async def test_the_scheme_is_the_operators_choice_or_what_was_measured_to_pay(
+    tiny_pair: TinyPair,
+    started: list[Any],
+    caplog: pytest.LogCaptureFixture,
+    verification: Any,
+    slots: dict[str, int],
+    stays: bool,
+) -> None:
+    assert why_not_resident(slots) is None
+    load_target(str(tiny_pair.target_hf), "target", {"dtype": "float32", **slots}, verification)
+    assert (started[0].speculative_config is not None) == stays
+    told = verification == "auto" and not stays
+    assert ("measured to pay with up to 64 streams" in caplog.text) == told
+
+
+async def test_a_gpus_engine_has_graphs_for_the_steps_of_its_slots_unless_the_operator_says_which(
+    tiny_pair: TinyPair, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def noted(model: str, options: dict[str, Any]) -> Any:
+        asked.append(options)
+        return engine_config(model, {"dtype": "float32"})
+
+    monkeypatch.setattr(vllm_target, "engine_config", noted)
+    monkeypatch.setattr(resident, "current_platform", SimpleNamespace(is_cuda=lambda: True))  # there is none
+    chosen = {"compilation_config": {"cudagraph_capture_sizes": [8]}}
+    for own in ({}, chosen):
+        load_target(str(tiny_pair.target_hf), "target", {"max_num_seqs": 64, **own}, "resident")
+    sizes = [options["compilation_config"]["cudagraph_capture_sizes"] for options in asked]
+    assert sizes == [graph_sizes(64, resident.MAX_STEP_DRAFT_TOKENS + 1), [8]]
+    assert len(started) == 2
 
 
 async def test_an_engine_whose_text_is_not_greedy_falls_back_with_a_notice(

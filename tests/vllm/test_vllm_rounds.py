@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from cloud_service.targets.base import GenerateOptions
-from cloud_service.targets.vllm import VllmTarget
+from cloud_service.targets.vllm import MEASURED_ROUND_STREAMS, VllmTarget
 from shared.messages import FinishReason, Open
 from shared.sampling import Rows, Sampling
 from tests.service import eventually, generate, speculate
@@ -171,3 +172,16 @@ async def test_nothing_is_left_in_the_engine_after_any_of_this(pair: Any) -> Non
     for request in random_requests(4, seed=10):
         await speculate(pair.edge, pair.cloud, request, 4)
     await eventually(lambda: pair.target.num_requests == 0)
+
+
+async def test_a_stream_in_much_company_is_told_that_its_drafts_do_not_pay(target: VllmTarget) -> None:
+    async with AsyncExitStack() as stack:
+        sequence = await stack.enter_async_context(target.sequence([1]))
+        for _ in range(MEASURED_ROUND_STREAMS - 1):
+            await stack.enter_async_context(target.sequence([2]))
+        assert sequence.drafts_pay
+        async with target.sequence([3]) as one_more:
+            assert not sequence.drafts_pay
+            assert not one_more.drafts_pay
+        assert sequence.drafts_pay
+    assert target.num_sequences == 0
