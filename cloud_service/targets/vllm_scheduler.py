@@ -26,6 +26,7 @@ from vllm.v1.core.sched.utils import remove_all
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample import rejection_sampler
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
 from cloud_service.targets.resident_rounds import PendingRound
 
@@ -42,9 +43,10 @@ class NothingProposed:
 
     def __init__(self, vllm_config: Any) -> None:
         if current_platform.is_cpu():
-            # vLLM 0.32's own loses its result where that is no int64: temperatures, top-k and top-p of drafts
-            # are then what lay in that memory before.
+            # vLLM 0.32's own lose their result where that is no int64 (temperatures, top-k and top-p of drafts
+            # are then what lay in that memory before), and fail where a step has no drafts.
             rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
+            rejection_sampler.apply_top_k_top_p = _apply_top_k_top_p
 
     def load_model(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -66,6 +68,10 @@ def _expand_batch_to_tokens(
     """
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     return torch.where(x == replace_from, replace_to, x).to(x.dtype).repeat_interleave(counts)
+
+
+def _apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None) -> torch.Tensor:
+    return apply_top_k_top_p(logits, k, p) if len(logits) else logits
 
 
 @dataclass(slots=True, eq=False)
