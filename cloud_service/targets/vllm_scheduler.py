@@ -43,8 +43,8 @@ class NothingProposed:
 
     def __init__(self, vllm_config: Any) -> None:
         if current_platform.is_cpu():
-            # vLLM 0.32's own lose their result where that is no int64 (temperatures, top-k and top-p of drafts
-            # are then what lay in that memory before), and fail where a step has no drafts.
+            # vLLM 0.32's own lose their result where that is no int64 (temperatures, top-k and top-p of
+            # drafts are then what lay in that memory before), and fail where a step has no drafts.
             rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
             rejection_sampler.apply_top_k_top_p = _apply_top_k_top_p
 
