@@ -107,6 +107,19 @@ def test_engine_options_without_that_engine_are_refused():
         loading.target_loader(CloudConfig(engine={"seed": 1}), no_progress)
 
 
+@pytest.mark.parametrize(
+    ("settings", "streams"),
+    [
+        pytest.param({}, None, id="unset, vLLM takes as many as it likes"),
+        pytest.param({"slots": 64}, 64, id="slots say how many"),
+        pytest.param({"slots": 64, "engine": {"max_num_seqs": 8}}, 8, id="the engine's own option wins"),
+    ],
+)
+def test_slots_are_the_streams_that_vllm_takes_at_once(settings, streams):
+    config = CloudConfig.model_validate({"target": "vllm", **settings})
+    assert loading.vllm_options(config).get("max_num_seqs") == streams
+
+
 # Models of vLLM
 
 
