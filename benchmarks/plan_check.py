@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from benchmarks.edges import Seen, draft_rounds
 from benchmarks.harness import quantile, save, summarise
 from benchmarks.services import duet_cloud
 from cloud_service.planning.simulation import Load, simulate
 from cloud_service.planning.tables import ServerTable
+from cloud_service.targets.base import Target
 from edge_agent.remote import Cloud, Meter
 from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling
-from tests.mortal import ForgetfulTarget, mortal_clouds
+from tests.mortal import ForgetfulTarget, mortal_clouds, tiny_target
 from tests.scripted_target import Passes
+from tests.tiny_pair import write_tiny_pair
 
 DRAFT_TOKENS = 4
 ANSWER_TOKENS = 160
@@ -127,9 +132,13 @@ async def real(address: str, given: argparse.Namespace) -> list[list[str]]:
         return await compare(Service(given.target, cloud, texts), given)
 
 
+def _tiny(folder: Path, num_slots: int) -> Callable[[], Target]:
+    return tiny_target(write_tiny_pair(folder).target_gguf, step_s=BASE_S, slots=num_slots)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", help="'scripted', or the name of a model for llama.cpp")
+    parser.add_argument("target", help="'scripted', 'tiny', or the name of a model")
     parser.add_argument("--edges", type=int, nargs="+", default=[1, 2, 4, 8], help="ascending")
     parser.add_argument("--think-ms", type=float, nargs="+", default=[50.0, 200.0, 500.0])
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -140,6 +149,13 @@ def main() -> None:
         with mortal_clouds(1, partial(ForgetfulTarget, passes)) as [cloud]:
             rows = asyncio.run(scripted(cloud.address, given))
         what = f"a scripted target whose passes wait for {1e3 * BASE_S:g} ms and {1e3 * ROUND_S:g} ms a round"
+    elif given.target == "tiny":
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mortal_clouds(1, _tiny(Path(folder), given.edges[-1])) as [cloud],
+        ):
+            rows = asyncio.run(real(cloud.address, given))
+        what = f"a tiny model in llama.cpp, whose passes are made to last {1e3 * BASE_S:g} ms by waiting"
     else:
         # One thread: on a machine that does other work besides, llama.cpp's threads wait for each other.
         serve = ("--model", given.target, "--threads", "1", "--slots", str(given.edges[-1]))
