@@ -332,7 +332,7 @@ class SpeculateStream:
         return wire.decode_verdict(response.verdict)
 
     async def close(self) -> None:
-        # Not the task: a read that is cancelled leaks memory in gRPC; one whose call is cancelled ends at once.
+        # Not the task: a read that is cancelled leaks memory in gRPC; that of a cancelled call just ends.
         self._call.cancel()
         while not self._arrived.empty():
             self._arrived.get_nowait()  # the task may wait for room

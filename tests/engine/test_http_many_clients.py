@@ -140,7 +140,8 @@ async def test_a_client_that_stops_reading_blocks_nobody_and_is_given_up(tiny_pa
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect((host, int(port)))
             content = json.dumps(body("duet-local", stream=True, max_tokens=450)).encode()
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n\r\n"
+            head = "POST /v1/chat/completions HTTP/1.1\r\n"
+            head += f"Host: {host}\r\nContent-Length: {len(content)}\r\n\r\n"
             await asyncio.get_running_loop().run_in_executor(None, deaf.sendall, head.encode() + content)
             await eventually(lambda: server.edge.num_free_slots == 1)
             for model in MODES:
