@@ -147,8 +147,9 @@ def main() -> None:
         "bild_front",
         command=f"python -m benchmarks.bild_front {' '.join(run.name for run in arguments.runs)}",
         title="What policy bild saves and costs",
-        notes=f"{', '.join(sorted(models))}; greedy, stop-and-wait, by `duet eval speculation`. Against"
-        " lossless at the same draft length, on the same questions; 95% bootstrap intervals over questions."
+        notes=f"{', '.join(sorted(models))}; greedy, stop-and-wait, by `duet eval speculation` or"
+        " `benchmarks.bild_rows`. Against lossless at the same draft length, on the same questions; 95%"
+        " bootstrap intervals over questions, which say little of quality where there are few."
         " front: no other setting of the run needs fewer passes and loses no more (of right answers, else of"
         f" agreement). Aim: <= 0.6 of the passes at <= {100 * MAX_LOSS:g} point.",
         columns=[
