@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -16,12 +17,14 @@ from edge_agent.opening import open_agent
 from shared import tracing
 from shared.addresses import check_exposure
 from shared.config import EdgeConfig
-from shared.errors import AddressInUse
+from shared.errors import AddressInUse, InvalidSetting
 from shared.logs import configure_logging
 from shared.pem_files import check_pair
 
 _FINISH_S = 10.0
 """Seconds that running answers get after a signal to stop."""
+_LOOK_S = 1.0
+"""How often the files of the certificate are looked at."""
 
 
 async def serve(settings: EdgeConfig, *, on_ready: Callable[[str], None] = lambda url: None) -> None:
@@ -62,11 +65,49 @@ async def serve(settings: EdgeConfig, *, on_ready: Callable[[str], None] = lambd
                 ssl_keyfile=settings.tls_key,
                 timeout_graceful_shutdown=int(_FINISH_S),
             )
+            config.load()
             server = _Server(config, lambda: on_ready(url))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, server.stop)
-            await server.serve(sockets=[listening])
+            async with _renewed(config.ssl, settings):
+                await server.serve(sockets=[listening])
+
+
+@asynccontextmanager
+async def _renewed(context: ssl.SSLContext | None, settings: EdgeConfig) -> AsyncIterator[None]:
+    """Meanwhile, new connections get what lies in the files; half a renewal, or garbage, changes nothing."""
+    if context is None or settings.tls_cert is None or settings.tls_key is None:
+        yield
+        return
+    looking = asyncio.create_task(_renew(context, Path(settings.tls_cert), Path(settings.tls_key)))
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.wait({looking})
+
+
+async def _renew(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    stamp = _stamp(cert, key)
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        if (now := _stamp(cert, key)) == stamp:
+            continue
+        try:
+            check_pair(cert, key)  # first: a pair that does not fit would spoil the context
+        except InvalidSetting:
+            continue  # half written, most likely
+        context.load_cert_chain(cert, key, password="")
+        stamp = now
+
+
+def _stamp(*paths: Path) -> list[tuple[int, int]]:
+    """Tells whether one of the files has changed; empty where one is missing."""
+    try:
+        return [(stat.st_mtime_ns, stat.st_ino) for stat in (path.stat() for path in paths)]
+    except OSError:
+        return []
 
 
 class _Server(uvicorn.Server):
