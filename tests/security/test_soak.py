@@ -33,8 +33,8 @@ from tests.service import connection, eventually, together
 LONG_MINUTES = float(os.environ.get("DUET_SOAK_MINUTES", "10"))
 """Of the long form."""
 NUM_EDGES = 64
-WARM_UP_S = 15.0
-"""Edges that do not pause: allocators keep what the busiest moment took, so that one comes first."""
+WARM_UP_STREAMS = 2000
+"""Of edges that do not pause: allocators keep what the busiest moment took, so that one comes first."""
 WINDOW_S = 2.5
 STREAMS_A_CONNECTION = 8
 MAX_TOKENS = 48
@@ -124,14 +124,14 @@ def check(prompt: list[int], made: list[int]) -> None:
     assert made == [1 + length % 250 for length in range(len(prompt), len(prompt) + MAX_TOKENS)]
 
 
-async def edge(i: int, address: str, tally: Tally, think_s: float, ends_s: float) -> None:
+async def edge(i: int, address: str, tally: Tally, think_s: float, over: Callable[[], bool]) -> None:
     """Streams of all kinds one after the other, a few on each connection."""
     rng = random.Random(i)
 
     def pause() -> float:
         return rng.expovariate(1 / think_s) if think_s else 0.0
 
-    while time.monotonic() < ends_s:
+    while not over():
         async with connection(address) as cloud:
             for _ in range(STREAMS_A_CONNECTION):
                 prompt = Message("user", "x" * rng.randint(1, 400))
@@ -143,7 +143,7 @@ async def edge(i: int, address: str, tally: Tally, think_s: float, ends_s: float
                 else:
                     leave_after = rng.randrange(MAX_TOKENS) if kind < 0.35 else MAX_TOKENS
                     await speculate(cloud, request, tally, pause, leave_after)
-                if time.monotonic() >= ends_s:
+                if over():
                     break
 
 
@@ -162,11 +162,19 @@ async def run_edges(
             each_window()
 
     edges = (
-        edge(i, service.address, tally, think_s, began + seconds)
+        edge(i, service.address, tally, think_s, lambda: time.monotonic() >= began + seconds)
         for service, tally in loads
         for i in range(NUM_EDGES)
     )
     await together(watch(), *edges)
+
+
+async def warm_up(service: MortalCloud, tally: Tally) -> None:
+    def over() -> bool:
+        return tally.num_finished + tally.num_hung_up >= WARM_UP_STREAMS
+
+    await together(*(edge(i, service.address, tally, 0.0, over) for i in range(NUM_EDGES)))
+    tally.round_s.clear()
 
 
 @dataclass(frozen=True)
@@ -196,8 +204,8 @@ async def _soak(seconds: float) -> Soak:
 
     with mortal_clouds(1, ForgetfulTarget, metrics_listen=metrics) as [service]:
         files_before = service.usage()[1]
-        await run_edges([(service, tally)], WARM_UP_S, 0.0, tally.round_s.clear)
-        await run_edges([(service, tally)], seconds - WARM_UP_S - compare_s, THINK_S, look)
+        await warm_up(service, tally)
+        await run_edges([(service, tally)], seconds - compare_s, THINK_S, look)
         with mortal_clouds(1, ForgetfulTarget) as [young]:
             both = [(service, tally), (young, young_tally)]
             await run_edges(
