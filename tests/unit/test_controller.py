@@ -137,7 +137,7 @@ def test_a_fixed_window_is_the_only_one():
     ],
 )
 def test_where_the_cloud_would_rather_write_alone(choices, leaves):
-    controller = warm(world(rtt_ms=5), answers(0.9))
+    controller = warm(world(rtt_ms=5), answers(0.9, num=2))
     controller.begin_stream(None, choices)
     assert controller.plan().way is not Way.CLOUD
     controller.leave_drafts()
