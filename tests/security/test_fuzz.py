@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from protos.duet.v1 import speculation_pb2 as pb2
 
 STREAMS_AT_ONCE = 8
-MESSAGES_A_BATCH = 40
-"""About."""
+MESSAGES_A_BATCH = 30
+"""About, and rather more."""
 ANSWERED_WITHIN_S = 20.0
 SETTINGS = '{"limits": {"context_tokens": 256, "idle_s": 5, "total_s": 10}, "max_waiting_streams": 256}'
 
