@@ -41,7 +41,7 @@ from tests.vllm_streams import random_requests, rendered
 
 pytestmark = pytest.mark.vllm
 
-START_WITHIN_S = 120.0
+START_WITHIN_S = 240.0
 STREAMING = Open(prompt=(Message("user", "Tell me a story."),), sampling=Sampling(), seed=0, max_tokens=400)
 
 
