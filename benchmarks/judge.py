@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks.coupling import interval
 from benchmarks.harness import save
-from cloud_service.judge import read_head
 from cloud_service.judging.evaluation import num_rounds
+from cloud_service.judging.head_file import read_head
 from cloud_service.judging.labels import is_held_out
 from edge_agent.evaluation.grading import is_right
 from edge_agent.evaluation.items import Item, load_items

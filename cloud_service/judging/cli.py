@@ -73,7 +73,7 @@ def train(
     ] = 0.1,
 ) -> None:
     """Fit a head to the questions that are not held out, and set its threshold by false accepts."""
-    from cloud_service.judge import write_head
+    from cloud_service.judging.head_file import write_head
     from cloud_service.judging.labels import is_held_out, judged_tokens
     from cloud_service.judging.training import train as fit
 
@@ -104,8 +104,8 @@ def evaluate(
     What it does to right answers takes both models: serve with --judge-head, and run `duet eval speculation
     --policy lossless --policy judge`.
     """
-    from cloud_service.judge import read_head
     from cloud_service.judging.evaluation import evaluate as measure
+    from cloud_service.judging.head_file import read_head
     from cloud_service.judging.labels import is_held_out
 
     resolved = _resolve(model)

@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from cloud_service.judge import read_head
+from cloud_service.judging.head_file import read_head
 from cloud_service.targets.base import Target
 from cloud_service.targets.llama_cpp import LlamaCppTarget
 from shared.config import CloudConfig

@@ -199,7 +199,7 @@ class LlamaContext:
         Raises:
             DecodeAborted: `abort` was called; nothing was appended.
             OutOfMemory: the cache is full.
-            ValueError: too much work for one batch.
+            ValueError: too much work for one batch, or none.
         """
         num_tokens, num_rows = sum(len(w.token_ids) for w in work), sum(w.num_rows for w in work)
         gives_hidden = any(w.wants_hidden for w in work)
@@ -210,6 +210,8 @@ class LlamaContext:
                 f"{num_tokens} tokens and {num_rows} rows, but a batch holds"
                 f" {self.max_batch_tokens} and {self.max_rows}"
             )
+        if not num_tokens:
+            raise ValueError("nothing to decode: without a token there is no row either")
         self._fill_batch(work)
         if gives_hidden is not self._gives_hidden:
             llama_cpp.llama_set_embeddings(self._handle, gives_hidden)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud_service.judge import write_head
+from cloud_service.judging.head_file import write_head
 from cloud_service.scheduling import PassCost
 from edge_agent.agent import Agent
 from shared.config import EdgeConfig

@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cloud_service.cli import app
-from cloud_service.judge import read_head
+from cloud_service.judging.head_file import read_head
 from cloud_service.judging.states import Reader, load_states
 from shared.labelled_answers import LabelledAnswer, to_lines
 from shared.llama import Extension, LlamaContext, LlamaModel

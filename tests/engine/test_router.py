@@ -122,6 +122,8 @@ def test_a_copied_prefix_costs_nothing_and_reads_alike(tiny_pair: TinyPair) -> N
             np.testing.assert_allclose(context.extend(0, text[:kept] + tail, 1)[0], row, atol=1e-4)
         with pytest.raises(ValueError, match="holds"):
             context.copy_prefix(0, 1, 99)
+        with pytest.raises(ValueError, match="nothing to decode"):
+            context.extend(0, [], 1)
     model.close()
 
 

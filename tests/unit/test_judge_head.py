@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cloud_service.judge import read_head, write_head
+from cloud_service.judging.head_file import read_head, write_head
 from shared.errors import InvalidSetting
 from shared.judge import JudgeHead
 
