@@ -176,21 +176,23 @@ class Cloud:
         """The target's own answer as it is made. Closing the generator ends the stream."""
         message = pb2.GenerateRequest(open=wire.encode_open(request))
 
-        async def begin(replica: Replica) -> tuple[Replica, Any, Opened]:
-            call = (await replica.connect()).Generate(message, metadata=self._metadata(replica, request))
+        async def begin(replica: Replica) -> tuple[Replica, Any, int, Opened]:
+            stub, connection = await replica.connect(), replica.connection
+            call = stub.Generate(message, metadata=self._metadata(replica, request))
             try:
-                response = await _read(replica, call)
+                response = await _read(replica, call, connection)
                 if response is grpc.aio.EOF or response.WhichOneof("message") != "opened":
                     raise CloudFailed(f"the cloud at {replica.address} did not open the stream")
-                return replica, call, self._checked(replica, wire.decode_opened(response.opened))
+                opened = self._checked(replica, wire.decode_opened(response.opened))
+                return replica, call, connection, opened
             except BaseException:
                 call.cancel()
                 raise
 
-        replica, call, opened = await self._first_that_can(begin)
+        replica, call, connection, opened = await self._first_that_can(begin)
         try:
             yield opened
-            while (response := await _read(replica, call)) is not grpc.aio.EOF:
+            while (response := await _read(replica, call, connection)) is not grpc.aio.EOF:
                 replica.worked()
                 if response.WhichOneof("message") == "tokens":
                     meter.num_bytes += response.ByteSize()
@@ -278,11 +280,23 @@ async def _connected(replica: Replica) -> None:
     await replica.connect()
 
 
-async def _read(replica: Replica, call: Any) -> Any:
+async def _read(replica: Replica, call: Any, connection: int) -> Any:
     try:
         return await replica.unless_silent(call.read())
     except grpc.aio.AioRpcError as error:
         raise replica.translate(error) from None
+    except asyncio.CancelledError:
+        if _only_the_call_is_cancelled(replica, connection):
+            raise replica.failed(_ended_early(replica)) from None
+        raise
+
+
+def _only_the_call_is_cancelled(replica: Replica, connection: int) -> bool:
+    """Another stream gave up the call's connection; gRPC says so as if whoever reads were cancelled."""
+    task = asyncio.current_task()
+    # Python 3.10 cannot tell.
+    itself = task is not None and hasattr(task, "cancelling") and task.cancelling() > 0
+    return replica.connection != connection and not itself
 
 
 def _ended_early(replica: Replica) -> CloudUnavailable:
@@ -304,6 +318,7 @@ class SpeculateStream:
 
     def __init__(self, replica: Replica, call: Any, meter: Meter) -> None:
         self._replica = replica
+        self._connection = replica.connection
         self._call = call
         self._meter = meter
         self._ending = _Ending(call)
@@ -357,11 +372,19 @@ class SpeculateStream:
             return self._replica.failed(_ended_early(self._replica))
         except grpc.aio.AioRpcError as error:
             return self._replica.translate(self._ending.error or error)
+        except asyncio.CancelledError:
+            if _only_the_call_is_cancelled(self._replica, self._connection):
+                return self._replica.failed(_ended_early(self._replica))
+            raise
 
     async def _write(self, message: pb2.SpeculateRequest) -> None:
         # The call may have ended: reading says why.
         with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            await self._replica.unless_silent(self._call.write(message))
+            try:
+                await self._replica.unless_silent(self._call.write(message))
+            except asyncio.CancelledError:
+                if not _only_the_call_is_cancelled(self._replica, self._connection):
+                    raise
 
 
 class _Ending:

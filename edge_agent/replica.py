@@ -69,6 +69,8 @@ class Replica:
         self._on_change = on_change
         self._connecting = asyncio.Lock()
         self._channel: grpc.aio.Channel | None = None
+        self.connection = 0
+        """Which of its connections this is: each that is given up makes way for another."""
         self._last_error: str | None = None
         self.num_failures = 0
         """How often it was found to be away. Behind a balancer, streams are led elsewhere each time."""
@@ -100,9 +102,7 @@ class Replica:
             try:
                 await asyncio.wait_for(self._ready(self._channel), self._connect_timeout_s)
             except (CloudUnavailable, CloudUntrusted, asyncio.TimeoutError) as error:
-                # Left alone, gRPC tries again on a schedule of its own, and no stream lives on this channel.
-                channel, self._channel = self._channel, None
-                await channel.close()
+                await self.give_up()
                 if not isinstance(error, asyncio.TimeoutError):
                     raise
                 raise self.failed(
@@ -114,6 +114,13 @@ class Replica:
             self.breaker.connected()
             self._on_change(self)
             return pb2_grpc.SpeculationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def give_up(self) -> None:
+        """Leave a connection that does not work. Calls on it end; alone, gRPC would try when it likes."""
+        channel, self._channel = self._channel, None
+        self.connection += 1
+        if channel is not None:
+            await channel.close()
 
     async def close(self) -> None:
         if self._channel is not None:

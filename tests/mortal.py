@@ -99,10 +99,10 @@ class MortalCloud:
             self._end()
 
     def _end(self) -> None:
-        assert self._process is not None
-        self._process.join()
-        self._process.close()
-        self._process = None
+        process, self._process = self._process, None
+        assert process is not None
+        process.join()
+        process.close()
 
 
 @contextmanager

@@ -9,12 +9,13 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from edge_agent.remote import Cloud, Meter
-from shared.errors import CloudOverloaded
+from shared.errors import CloudOverloaded, CloudUnavailable
 from shared.messages import Draft, Finished, Message, Open
 from shared.sampling import Sampling
 from tests.mortal import ForgetfulTarget
@@ -109,3 +110,20 @@ async def test_a_cloud_that_is_closed_leaves_no_connection_open() -> None:
             await eventually(lambda: here.num_fds() <= before)
         finally:
             gc.enable()
+
+
+async def test_a_connection_that_another_stream_gives_up_ends_streams_as_unavailable() -> None:
+    """gRPC says to those who read that they were cancelled, which nobody wanted."""
+    async with serving(ForgetfulTarget()) as (address, _), connection(address) as cloud:
+        [replica] = cloud._replicas
+        long = replace(request(0), max_tokens=100_000)
+        answer = cloud.generate(long, Meter())
+        await anext(answer)
+        async with cloud.speculate(request(1), Meter()) as stream:
+            await replica.give_up()
+            await stream.send(Draft(0, 0, (), more=False))
+            with pytest.raises(CloudUnavailable):
+                await stream.receive()
+        with pytest.raises(CloudUnavailable):
+            async for _ in answer:
+                pass
