@@ -20,9 +20,8 @@ from cloud_service.planning.cli import plan
 from cloud_service.security_cli import certs_app, tenants_app, tokens_app
 from shared.config import CloudConfig
 from shared.errors import UnknownSetting
-from shared.models import Registry, resolve
 from shared.settings import load
-from shared.terminal import CommandGroup, add_examples, add_version, pull_progress
+from shared.terminal import CommandGroup, add_examples, add_version, pull_progress, resolve_visibly
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -114,8 +113,7 @@ def convert(
     """Write a GGUF model as the Hugging Face folder that --target vllm reads."""
     from cloud_service import convert as conversion
 
-    with pull_progress() as progress:
-        resolved = resolve(model, Registry.load(), progress=progress)
+    resolved = resolve_visibly(model)
     conversion.convert(resolved.path, folder, dtype)
     typer.echo(f"wrote {folder}; serve it with: duet-cloud serve --target vllm --model {folder}")
 

@@ -478,8 +478,10 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
             num_judged = len(round_.token_ids) if session.needs_judgements else 0
             # The target reads a token to judge it; otherwise the row behind a last one may be unread.
             num_rows = max(round_.num_positions, num_judged + 1)
+            text = stream.text
+            text += round_.token_ids[: num_rows - 1]
             scores = await sequence.score(
-                [*stream.text, *round_.token_ids[: num_rows - 1]],
+                text,
                 num_rows=num_rows,
                 width=request.sampling.row_width,
                 proposed=round_.token_ids if session.needs_logprobs else None,

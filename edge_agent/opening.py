@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
 from shared.models import Registry, resolve
-from shared.terminal import pull_progress
+from shared.terminal import resolve_visibly
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
@@ -46,8 +46,7 @@ async def open_parts(
             if settings.mode != "auto":
                 await cloud.check()  # before a model is pulled for nothing
         if settings.mode != "cloud" and "model" in settings.drafters:
-            with pull_progress() as progress:
-                resolved = resolve(settings.model, Registry.load(), progress=progress)
+            resolved = resolve_visibly(settings.model)
             edge = await EdgeModel.load(resolved.path, resolved.name, settings, num_slots=num_slots)
             stack.push_async_callback(edge.close)
         yield edge, cloud

@@ -12,9 +12,8 @@ from edge_agent.routing.privacy import PrivacyRule
 from shared.config import EdgeConfig
 from shared.errors import InvalidRequest
 from shared.messages import Message
-from shared.models import Registry, resolve
 from shared.settings import load
-from shared.terminal import CommandGroup, pull_progress
+from shared.terminal import CommandGroup, resolve_visibly
 
 if TYPE_CHECKING:
     from shared.llama import LlamaModel
@@ -94,8 +93,7 @@ def _settings(model: str | None, config: Path | None) -> EdgeConfig:
 def _open(settings: EdgeConfig) -> tuple[LlamaModel, DocumentStore]:
     from shared.llama import LlamaModel  # takes a moment: help and bad files answer without it
 
-    with pull_progress() as progress:
-        resolved = resolve(settings.model, Registry.load(), progress=progress)
+    resolved = resolve_visibly(settings.model)
     loaded = LlamaModel(resolved.path, resolved.name)
     return loaded, DocumentStore(default_store_dir(), loaded.vocabulary.sha256)
 

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 from typer.core import TyperGroup
 
 from shared.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, DuetError, outcome
-from shared.models import Progress
+from shared.models import Progress, Registry, ResolvedModel, resolve
 
 
 class CommandGroup(TyperGroup):
@@ -74,6 +74,12 @@ def add_version(app: typer.Typer, program: str) -> None:
     @app.callback()
     def root(shown: bool = option) -> None:
         pass
+
+
+def resolve_visibly(model: str) -> ResolvedModel:
+    """The file of a registered name or a path, with a bar while it is pulled; raises as `resolve` does."""
+    with pull_progress() as progress:
+        return resolve(model, Registry.load(), progress=progress)
 
 
 def add_examples(app: typer.Typer, examples: Mapping[str, Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ import typer
 from shared.config import DEFAULT_TARGET
 from shared.errors import InvalidSetting
 from shared.labelled_answers import LabelledAnswer, from_lines
-from shared.terminal import CommandGroup, pull_progress
+from shared.terminal import CommandGroup, resolve_visibly
 
 if TYPE_CHECKING:
     from cloud_service.judging.states import ReadAnswer
@@ -44,7 +44,7 @@ def collect(
     from shared.llama import LlamaContext, LlamaModel
 
     labelled = _read(answers)
-    resolved = _resolve(model)
+    resolved = resolve_visibly(model)
     llama = LlamaModel(resolved.path, resolved.name, gpu_layers=gpu_layers, mapped=False)
     num_read = 0
     with LlamaContext(
@@ -78,7 +78,7 @@ def train(
     from cloud_service.judging.training import train as fit
 
     logging.basicConfig(format="duet-cloud: %(message)s", level=logging.INFO)
-    resolved = _resolve(model)
+    resolved = resolve_visibly(model)
     seen = [each for each in _states(answers, states, resolved) if not is_held_out(each[0].id)]
     tokens = judged_tokens(seen)
     if tokens is None:
@@ -108,7 +108,7 @@ def evaluate(
     from cloud_service.judging.head_file import read_head
     from cloud_service.judging.labels import is_held_out
 
-    resolved = _resolve(model)
+    resolved = resolve_visibly(model)
     judge = read_head(head)
     unseen = [each for each in _states(answers, states, resolved) if is_held_out(each[0].id)]
     if not unseen:
@@ -142,10 +142,3 @@ def _states(
             " run `duet-cloud judge collect`"
         )
     return read
-
-
-def _resolve(model: str) -> ResolvedModel:
-    from shared.models import Registry, resolve
-
-    with pull_progress() as progress:
-        return resolve(model, Registry.load(), progress=progress)

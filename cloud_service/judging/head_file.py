@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from cloud_service.tensor_file import read_tensors
 from shared.errors import InvalidSetting
 from shared.judge import JudgeHead
 
@@ -32,19 +33,17 @@ def write_head(head: JudgeHead, path: Path) -> None:
 
 def read_head(path: Path) -> JudgeHead:
     """Raises InvalidSetting where the file is missing or holds no judge head."""
+    remedy = "make one with `duet-cloud judge train`"
+    about, tensors = read_tensors(path, f"the judge head {path}", remedy)
+    if about.get("format") != _FORMAT:
+        raise InvalidSetting(f"{path} holds no judge head: {remedy}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
-            if about.get("format") != _FORMAT:
-                raise InvalidSetting(f"{path} holds no judge head: make one with `duet-cloud judge train`")
-            return JudgeHead(
-                model=about["model"],
-                model_sha256=about["model_sha256"],
-                weight=file.get_tensor("weight").astype(np.float64),
-                bias=float(file.get_tensor("bias")[0]),
-                threshold=float(file.get_tensor("threshold")[0]),
-            )
-    except (OSError, SafetensorError, KeyError, IndexError) as error:
-        raise InvalidSetting(
-            f"the judge head {path} cannot be read: {error}; make one with `duet-cloud judge train`"
-        ) from None
+        return JudgeHead(
+            model=about["model"],
+            model_sha256=about["model_sha256"],
+            weight=tensors["weight"].astype(np.float64),
+            bias=float(tensors["bias"][0]),
+            threshold=float(tensors["threshold"][0]),
+        )
+    except (KeyError, IndexError) as error:
+        raise InvalidSetting(f"the judge head {path} cannot be read: {error}; {remedy}") from None

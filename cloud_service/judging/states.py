@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cloud_service.tensor_file import read_tensors
 from shared.errors import InvalidSetting
 from shared.labelled_answers import LabelledAnswer
 from shared.llama import Extension, LlamaContext
@@ -111,8 +111,9 @@ def load_states(
         path = states_path(folder, sha256, answer)
         if not path.exists():
             continue
+        _, tensors = read_tensors(path, str(path), "remove it and collect again")
         try:
-            with safe_open(path, framework="numpy") as file:
-                yield answer, ReadAnswer(*(file.get_tensor(name) for name in ReadAnswer.__slots__))
-        except (OSError, SafetensorError) as error:
+            read = ReadAnswer(**tensors)
+        except TypeError as error:
             raise InvalidSetting(f"{path} cannot be read: {error}; remove it and collect again") from None
+        yield answer, read

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
+from cloud_service.tensor_file import read_tensors
 from shared.errors import InvalidSetting, ModelUnsupported
 
 FAMILIES = ("llama", "qwen2")
 """What GGUF calls the architectures whose blocks are cut."""
 
 _FORMAT = "duet-adapter-1"
+_REMEDY = "make one with `duet-cloud make-draft train`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,6 @@ class Adapter:
     the family has them), input_layernorm.weight, norm.weight."""
 
     def save(self, path: Path) -> None:
-        from safetensors.numpy import save_file
-
         metadata = {
             "format": _FORMAT,
             "target_sha256": self.target_sha256,
@@ -45,15 +46,13 @@ class Adapter:
         Raises:
             InvalidSetting: the file is missing, or is no adapter.
         """
-        metadata, tensors = read_tensors(path)
+        metadata, tensors = read_tensors(path, f"the adapter {path}", _REMEDY)
         try:
             if metadata["format"] != _FORMAT:
                 raise KeyError("format")
             return cls(metadata["target_sha256"], int(metadata["num_layers"]), tensors)
         except (KeyError, ValueError):
-            raise InvalidSetting(
-                f"{path} is not an adapter; make one with `duet-cloud make-draft train`"
-            ) from None
+            raise InvalidSetting(f"{path} is not an adapter; {_REMEDY}") from None
 
     def check_target(self, target_sha256: str, num_layers: int) -> None:
         """
@@ -69,23 +68,6 @@ class Adapter:
             raise InvalidSetting(
                 f"the adapter was trained on top of {self.num_layers} layers: use --layers {self.num_layers}"
             )
-
-
-def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, NDArray[np.float32]]]:
-    """Metadata and tensors of a safetensors file.
-
-    Raises:
-        InvalidSetting: it cannot be read.
-    """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise ModelUnsupported("adapters need safetensors; run: pip install 'duet-llm[convert]'") from None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InvalidSetting(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def check_layers(num_layers: int, num_blocks: int) -> None:

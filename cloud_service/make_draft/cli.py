@@ -14,8 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from shared.errors import InvalidSetting, ModelUnsupported
-from shared.models import Registry, ResolvedModel, resolve
-from shared.terminal import CommandGroup, pull_progress
+from shared.terminal import CommandGroup, resolve_visibly
 
 if TYPE_CHECKING:
     from cloud_service.make_draft.early_exit import Target
@@ -67,7 +66,7 @@ def cut_draft(
     from cloud_service.make_draft.cut import cut
 
     loaded = None if adapter is None else Adapter.load(adapter)
-    model = _resolved(target)
+    model = resolve_visibly(target)
     made = cut(model.path, model.sha256, layers, loaded, out)
     typer.echo(
         f"wrote {out}: {made.num_layers} of {made.num_blocks} layers"
@@ -199,7 +198,7 @@ def search(
 
 def _loaded(target: str, device: str | None) -> Target:
     """The target in PyTorch."""
-    model = _resolved(target)
+    model = resolve_visibly(target)
     try:
         import torch
 
@@ -220,8 +219,3 @@ def _bars() -> Iterator[Bars]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield bars
-
-
-def _resolved(target: str) -> ResolvedModel:
-    with pull_progress() as progress:
-        return resolve(target, Registry.load(), progress=progress)

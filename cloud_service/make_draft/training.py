@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from cloud_service.make_draft.acceptance import Agreement
-from cloud_service.make_draft.adapter import Adapter, read_tensors
+from cloud_service.make_draft.adapter import Adapter
 from cloud_service.make_draft.early_exit import EarlyExit, Target, hidden_after
 from cloud_service.make_draft.texts import Corpus
+from cloud_service.tensor_file import read_tensors
 from shared.errors import InvalidSetting
 
 
@@ -127,10 +129,9 @@ def _batch(corpus: Corpus, schedule: Schedule, step: int) -> NDArray[np.int64]:
     return np.array([orders[int(n // num_sequences)][n % num_sequences] for n in taken])
 
 
-def _digest(corpus: Corpus) -> int:
-    """Tells corpora apart: the sum of tokens weighted by where they stand."""
-    every = np.concatenate([corpus.training.ravel(), corpus.validation.ravel()])
-    return int((every * (np.arange(len(every)) % 65521 + 1)).sum())
+def _digest(corpus: Corpus) -> str:
+    every = np.concatenate([corpus.training, corpus.validation])
+    return hashlib.sha256(every.tobytes()).hexdigest()
 
 
 def _save(
@@ -151,7 +152,7 @@ def _resume(
     """Take up the state on disk; the step to go on with."""
     if not state.is_file():
         return 0
-    metadata, tensors = read_tensors(state)
+    metadata, tensors = read_tensors(state, f"the state {state}", "remove it to begin anew")
     if metadata.get("plan") != plan:
         raise InvalidSetting(
             f"{state} belongs to another training (target, text or settings): remove it or write elsewhere"

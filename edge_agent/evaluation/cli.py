@@ -14,7 +14,7 @@ from shared.config import EdgeConfig
 from shared.errors import InvalidSetting
 from shared.messages import Policy
 from shared.settings import load
-from shared.terminal import CommandGroup
+from shared.terminal import CommandGroup, resolve_visibly
 
 if TYPE_CHECKING:
     from edge_agent.evaluation.plan import Plan
@@ -294,14 +294,11 @@ def _run(
     from edge_agent.evaluation.runs import Run, about_this_machine
     from edge_agent.routing.router import templates_folder
     from edge_agent.routing.template import templates_in_force
-    from shared.models import Registry, resolve
-    from shared.terminal import pull_progress
 
     logging.basicConfig(format="duet: %(message)s")
     # The whole set makes the run's identity, so that a larger --limit goes on with it.
     items = load_items(data)
-    with pull_progress() as progress:
-        resolved = resolve(settings.model, Registry.load(), progress=progress)
+    resolved = resolve_visibly(settings.model)
     identity: Mapping[str, Any] = {
         "experiment": plan.experiment,
         "data": Path(data).name,

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 # A terminal under test is forked beside gRPC's threads: handlers could hang the child before it is duet.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from tests.tiny_pair import TinyPair, write_tiny_pair
+from tests.service import TargetAlone
+from tests.tiny_pair import TinyPair
 
 
-@pytest.fixture(scope="session")
-def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    return write_tiny_pair(tmp_path_factory.mktemp("tiny_pair"))
+@pytest.fixture(scope="module")
+def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
+    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
+        yield target

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +66,6 @@ ANSWER_KEYS = {
 def service(tiny_pair: TinyPair) -> Iterator[RunningServer]:
     with running_cloud(tiny_pair.target_gguf, cache_type="f32", context_tokens=512) as cloud:
         yield cloud
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 class Duet:

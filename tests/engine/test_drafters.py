@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,12 +30,6 @@ from tests.service import (
 from tests.tiny_pair import OTHER_MERGES, TARGET_SEED, TinyPair, write_tiny_model
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 @pytest_asyncio.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing, closing
+from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -50,12 +50,6 @@ PLANS = (
     Plan(Way.PROACTIVE, 1, 4, None, "best"),
     Plan(Way.STOP_AND_WAIT, 5, 5, None, "best"),
 )
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 class Restless(SpeedController):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -58,12 +58,6 @@ ACCEPTS_ALL, REFUSES_ALL, SOME = head(bias=9.0), head(bias=-9.0), head(weight=1.
 def judged(question: str = QUESTIONS[0], **fields: Any) -> Open:
     defaults: dict[str, Any] = {"sampling": Sampling(), "seed": 5, "max_tokens": MAX_TOKENS}
     return Open(prompt=(Message("user", question),), policy=Policy.JUDGE, **(defaults | fields))
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])

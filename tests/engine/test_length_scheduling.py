@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing
 
 import grpc
 import pytest
@@ -31,12 +30,6 @@ from tests.tiny_pair import TinyPair
 pytestmark = pytest.mark.engine
 
 MAX_TOKENS = 32
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 def request(question: str, predicted_length: int | None, max_tokens: int = MAX_TOKENS) -> Open:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -57,12 +55,6 @@ def random_requests(num: int, seed: int) -> list[Open]:
         )
         for i in range(num)
     ]
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 async def test_speculate_and_cloud_give_what_the_target_gives_alone(

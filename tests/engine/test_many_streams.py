@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, closing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
 import pytest
@@ -30,12 +30,6 @@ from tests.service import (
 from tests.tiny_pair import NUM_PLAIN_TOKENS, TinyPair
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 def request(question: str = "Tell me a story.", **fields: Any) -> Open:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -51,12 +50,6 @@ ALL_FAULTS = [
     Phase(for_s=3.0, stalls_per_s=1.0, stall_ms=2000.0),
     Phase(for_s=3.0, mbit_per_s=KIB_PER_S),
 ]
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 @pytest.fixture(scope="module")

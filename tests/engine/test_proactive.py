@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, closing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -41,12 +41,6 @@ from tests.tiny_pair import TinyPair
 pytestmark = pytest.mark.engine
 
 WINDOWS = (1, 2, 3, 5, 8, 13, 21, 32)
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 # The same text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,6 @@ STATUS = health_pb2.HealthCheckResponse
 def request(question: str = "Tell me a story.", **fields: Any) -> Open:
     defaults: dict[str, Any] = {"sampling": Sampling(), "seed": 0, "max_tokens": 24}
     return Open(prompt=(Message("user", question),), **(defaults | fields))
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, closing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,12 +37,6 @@ NUM_WORKERS = 4
 MAX_TOKENS = 64
 STEP_S = 0.01
 """Of the target, so that a stream is long enough to be hit in the middle."""
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_pair: TinyPair) -> Iterator[TargetAlone]:
-    with closing(TargetAlone(tiny_pair.target_gguf)) as target:
-        yield target
 
 
 @dataclass

@@ -10,15 +10,10 @@ from playwright.async_api import Browser
 
 from tests.browser import ChatPage, open_page, running_browser
 from tests.service import InProcessCloud, in_process_cloud, running_serve
-from tests.tiny_pair import TinyPair, write_tiny_pair
+from tests.tiny_pair import TinyPair
 
 MAX_TOKENS = 40
 SLOW_STEP_S = 0.08
-
-
-@pytest.fixture(scope="session")
-def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    return write_tiny_pair(tmp_path_factory.mktemp("tiny_pair"))
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from cloud_service.certificates import Pair, make_authority, make_client, make_server
-from tests.tiny_pair import TinyPair, write_tiny_pair
 
 
 class Team:
@@ -18,11 +17,6 @@ class Team:
 
     def client(self, name: str) -> Pair:
         return make_client(self.folder, name)
-
-
-@pytest.fixture(scope="session")
-def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    return write_tiny_pair(tmp_path_factory.mktemp("tiny_pair"))
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,7 @@ from cloud_service.make_draft.adapter import Adapter
 from cloud_service.make_draft.cut import cut, interleave_heads
 from cloud_service.make_draft.texts import pack, read_texts
 from shared.errors import InvalidSetting, ModelFileInvalid, ModelUnsupported
-from tests.tiny_pair import FFN_SIZE, HEAD_DIM, HIDDEN_SIZE, TinyPair, write_hybrid_gguf, write_tiny_pair
-
-
-@pytest.fixture(scope="module")
-def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    return write_tiny_pair(tmp_path_factory.mktemp("tiny_pair"))
+from tests.tiny_pair import FFN_SIZE, HEAD_DIM, HIDDEN_SIZE, TinyPair, write_hybrid_gguf
 
 
 def adapter(sha256: str = "a" * 64, num_layers: int = 1) -> Adapter:

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pytest
 import pytest_asyncio
 
 from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud
 from tests.service import connection, loaded_edge, serving
-from tests.tiny_pair import TinyPair, write_tiny_pair
+from tests.tiny_pair import TinyPair
 
 if TYPE_CHECKING:
     from cloud_service.targets.vllm import VllmTarget
@@ -36,11 +35,6 @@ os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than the tests do
 }
-
-
-@pytest.fixture(scope="session")
-def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    return write_tiny_pair(tmp_path_factory.mktemp("tiny_pair"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
