@@ -41,7 +41,7 @@ from shared.errors import (
     outcome,
 )
 from shared.limits import Overdue, Phase, overdue, smallest
-from shared.messages import Finished, FinishReason, Message, Open, Opened, Policy, Tokens, Usage, Verdict
+from shared.messages import Finished, FinishReason, Open, Opened, Policy, Tokens, Usage, Verdict
 from shared.policies import DEFAULT_ROLLBACK_THRESHOLD
 from shared.sampling import draw
 from shared.session import CloudSession
@@ -357,8 +357,7 @@ class SpeculationServicer(pb2_grpc.SpeculationServiceServicer):
         target = self._target
         context_tokens = smallest(call.caller.limits.context_tokens, target.context_tokens)
         max_draft_tokens = smallest(call.caller.limits.max_draft_tokens, self._max_draft_tokens)
-        chat = [part for part in request.prompt if isinstance(part, Message)]
-        ids = [part for part in request.prompt if isinstance(part, int)]
+        chat, ids = request.messages, request.token_ids
         prompt = target.render_chat(chat) if chat else ids
         for token in (*ids, *request.committed):
             if token not in target.vocabulary.legal_ids:

@@ -283,7 +283,7 @@ class Agent:
                 async for event in events:
                     yield event
             return
-        turn = self._edge.enter(await _token_ids(self._edge, prompt))
+        turn = self._edge.enter(await asyncio.to_thread(self._edge.prompt_ids, prompt))
         try:
             while turn.position:
                 yield Waiting(turn.position)
@@ -311,7 +311,7 @@ class Agent:
             shaping=call.shaping,
             any_noise=config.seed is None,
         )
-        messages = [part for part in prompt if isinstance(part, Message)]
+        messages = request.messages
         num_dropped = 0
         while True:
             tally = _Tally(started=call.started, mode=config.mode)
@@ -391,7 +391,7 @@ class Agent:
 
     def _check_vocabulary(self, request: Open, prompted: Prompted) -> None:
         """Raises VocabularyMismatch where the edge's token ids mean something else to the target."""
-        opened, ids = prompted.opened, [part for part in request.prompt if isinstance(part, int)]
+        opened, ids = prompted.opened, request.token_ids
         if opened is None or not ids:
             return
         assert self._edge is not None, "who made the ids"
@@ -456,13 +456,6 @@ class Agent:
             speed=self._speeds.report(tally.ways) if tally.ways else None,
             reason=tally.reason,
         )
-
-
-async def _token_ids(edge: EdgeModel, prompt: Prompt) -> list[int]:
-    messages = [part for part in prompt if isinstance(part, Message)]
-    if messages:
-        return await asyncio.to_thread(edge.model.render_chat, messages)
-    return [part for part in prompt if isinstance(part, int)]
 
 
 def question_as_chat(question: str, system: str | None) -> list[Message]:

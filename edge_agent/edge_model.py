@@ -16,6 +16,7 @@ from shared.errors import EdgeOverloaded, ModelUnsupported
 from shared.llama import DecodeAborted, LlamaContext, LlamaModel
 from shared.llama.context import common_prefix
 from shared.llama.slots import Slots, Turn
+from shared.messages import Message
 
 Result = TypeVar("Result")
 
@@ -182,6 +183,11 @@ class EdgeModel:
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run model work in the model's thread. When cancelled, the decode in it ends before this returns."""
         return await self._worker.run(work)
+
+    def prompt_ids(self, prompt: Sequence[Message] | Sequence[int]) -> list[int]:
+        """A chat in the model's own template and tokens; token ids as they stand."""
+        messages = [part for part in prompt if isinstance(part, Message)]
+        return self.model.render_chat(messages) if messages else [p for p in prompt if isinstance(p, int)]
 
     async def read(self, token_ids: Sequence[int]) -> None:
         """Evaluate all but the last few tokens, in steps; other requests get their turn between them."""

@@ -14,7 +14,7 @@ from edge_agent.steps import Prompted, Step
 from shared.errors import CloudFailed, PromptTooLong
 from shared.events import Token
 from shared.llama.shaper import LogitsShaper
-from shared.messages import Finished, FinishReason, Message, Open, Opened
+from shared.messages import Finished, FinishReason, Open, Opened
 from shared.session import Origin
 from shared.shaping import NO_SHAPING
 
@@ -34,9 +34,7 @@ async def edge_prompt(edge: EdgeModel, request: Open) -> list[int]:
     Raises:
         PromptTooLong: it leaves no room for an answer.
     """
-    messages = tuple(part for part in request.prompt if isinstance(part, Message))
-    ids = [part for part in request.prompt if isinstance(part, int)]
-    prompt = await asyncio.to_thread(edge.model.render_chat, messages) if messages else ids
+    prompt = await asyncio.to_thread(edge.prompt_ids, request.prompt)
     if len(prompt) >= edge.context.context_tokens:
         raise PromptTooLong(
             f"the prompt has {len(prompt)} tokens, but the edge's context holds"

@@ -56,6 +56,16 @@ class Open:
     any_noise: bool = False
     """Nobody asked for the seed's own text: any of the same distribution will do."""
 
+    @property
+    def messages(self) -> list[Message]:
+        """The chat; empty where token ids are given."""
+        return [part for part in self.prompt if isinstance(part, Message)]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Those given as they stand; empty where it is a chat."""
+        return [part for part in self.prompt if isinstance(part, int)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:

@@ -45,7 +45,7 @@ from shared.drafts import Source
 from shared.events import Token
 from shared.judge import JudgeHead
 from shared.llama import Extension, LlamaContext, LlamaModel
-from shared.messages import FinishReason, Message, Open
+from shared.messages import FinishReason, Open
 from shared.sampling import draw, logprobs_from_logits, rows_from_logits
 from shared.session import Origin
 
@@ -374,7 +374,7 @@ class TargetAlone:
 
     def complete(self, request: Open) -> list[int]:
         """What the request must get in every mode that promises the target's own text."""
-        chat = [part for part in request.prompt if isinstance(part, Message)]
+        chat = request.messages
         pending = self.model.render_chat(chat) if chat else list(request.prompt)
         assert request.max_tokens is not None
         self._context.rewind(0, 0)
@@ -387,7 +387,7 @@ class TargetAlone:
 
     def judged(self, request: Open, completion: Sequence[int]) -> list[tuple[int, float]]:
         """At each position of a completion the target's own token, and how likely it finds the one there."""
-        chat = [part for part in request.prompt if isinstance(part, Message)]
+        chat = request.messages
         pending = self.model.render_chat(chat) if chat else list(request.prompt)
         self._context.rewind(0, 0)
         found = []

@@ -21,7 +21,7 @@ from edge_agent.edge_model import EdgeModel
 from edge_agent.remote import Cloud
 from shared.byte_tokens import ByteTokenizer
 from shared.errors import InvalidSetting, VocabularyMismatch
-from shared.messages import Message, Open, Opened
+from shared.messages import Open, Opened
 from shared.vocab import TokenKind, Vocabulary, ids_to_mask
 
 
@@ -76,7 +76,7 @@ class Drafters:
         A target of the same family has the same template: while the request travels, the work of the first
         draft is done.
         """
-        chat = [part for part in request.prompt if isinstance(part, Message)]
+        chat = request.messages
         if self.edge is None or Source.MODEL not in self._names or not chat:
             yield
             return
@@ -158,7 +158,7 @@ class Drafters:
         """Lookup reads the target's tokens; what knows the edge's only is translated."""
         own = edge.model.vocabulary
         translation = Translation(own, target, lambda text: edge.model.tokenize(text, special=False))
-        chat = [part for part in request.prompt if isinstance(part, Message)]
+        chat = request.messages
         inner = CombinedDrafter(self._retrieval(own.sha256), self._model(edge))
         translated = TranslatedDrafter(
             inner,
