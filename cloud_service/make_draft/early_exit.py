@@ -34,6 +34,15 @@ class Target:
     def end_token_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def head(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] after the final norm -> logits, [..., vocab]."""
+        head = self.model.lm_head
+        return head(hidden_states.to(head.weight.dtype))
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a text in which specials are meant as such, as in a rendered chat."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -84,20 +93,20 @@ class EarlyExit(nn.Module):  # type: ignore[misc]
     def __init__(self, target: Target, num_layers: int, *, adapter: bool) -> None:
         super().__init__()
         check_layers(num_layers, target.num_blocks)
-        self._target = [target.model]  # in a list: its weights are not this module's
+        self._target = [target]  # in a list: its weights are not this module's
         self._num_layers = num_layers
         self._rotary = target.model.model.rotary_emb
         self.block = AdapterBlock(target, num_layers) if adapter else None
         self.norm = copy.deepcopy(target.model.model.norm).float().requires_grad_(adapter)
-        self.to(next(target.model.parameters()).device)
+        self.to(target.device)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits of whole sequences.
+        """What the target's head makes the draft's logits of, for whole sequences.
 
         Args:
             hidden_states: [batch, tokens, hidden], what the target's last kept block gives, before any norm.
         Returns:
-            [batch, tokens, vocab]
+            [batch, tokens, hidden]
         """
         hidden = hidden_states.float()
         if self.block is not None:
@@ -108,8 +117,7 @@ class EarlyExit(nn.Module):  # type: ignore[misc]
                 attention_mask=torch.triu(above, 1)[None, None],
                 position_embeddings=self._rotary(hidden, positions),
             )
-        head = self._target[0].lm_head
-        return head(self.norm(hidden).to(head.weight.dtype))
+        return self.norm(hidden)
 
     @property
     def cost(self) -> float:
@@ -117,18 +125,20 @@ class EarlyExit(nn.Module):  # type: ignore[misc]
 
         There the adapter stands in a whole block, whose feed-forward layer is zeros but read all the same.
         """
-        blocks, head = self._target[0].model.layers, _num_weights(self._target[0].lm_head)
+        model = self._target[0].model
+        blocks, head = model.model.layers, _num_weights(model.lm_head)
         kept = blocks[: self._num_layers + (self.block is not None)]
         return (_num_weights(kept) + head) / (_num_weights(blocks) + head)
 
     def greedy(self, token_ids: list[int], num_tokens: int) -> list[int]:
         """Continue a text by the likeliest tokens, all of it read anew for each."""
         text = list(token_ids)
+        [target] = self._target
         with torch.no_grad():
             for _ in range(num_tokens):
-                ids = torch.tensor([text], device=self.norm.weight.device)
-                logits = self(hidden_after(self._target[0], ids, self._num_layers)[0])
-                text.append(int(logits[0, -1].argmax()))
+                ids = torch.tensor([text], device=target.device)
+                hidden = self(hidden_after(target, ids, self._num_layers)[0])
+                text.append(int(target.head(hidden[0, -1]).argmax()))
         return text[len(token_ids) :]
 
     def load(self, adapter: Adapter) -> None:
@@ -162,14 +172,16 @@ def _num_weights(module: nn.Module) -> int:
     return sum(each.numel() for each in module.parameters())
 
 
-def hidden_after(model: Any, token_ids: torch.Tensor, num_layers: int) -> tuple[torch.Tensor, torch.Tensor]:
+def hidden_after(
+    target: Target, token_ids: torch.Tensor, num_layers: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Read whole sequences with the target.
 
     Args:
         token_ids: [batch, tokens].
     Returns:
-        What block `num_layers` gives, [batch, tokens, hidden], and the logits, [batch, tokens, vocab].
+        What block `num_layers` gives and what the final norm gives, [batch, tokens, hidden] each.
     """
     with torch.no_grad():
-        read = model(token_ids, output_hidden_states=True, use_cache=False)
-    return read.hidden_states[num_layers], read.logits
+        read = target.model.model(token_ids, output_hidden_states=True, use_cache=False)
+    return read.hidden_states[num_layers], read.last_hidden_state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
 
 from cloud_service.make_draft.acceptance import Agreement
 from cloud_service.make_draft.adapter import Adapter
@@ -46,6 +47,10 @@ class Progress:
 
 SAVE_EVERY = 50
 """Steps between two states on disk, and two validations."""
+CHUNK_ROWS = 1024
+"""Rows of logits in memory at once: 0.6 GB each in float32 with a vocabulary of 151,936, some 3 GB in all."""
+_MEASURED_TOGETHER = 8
+"""Sequences."""
 
 
 def train(
@@ -68,16 +73,16 @@ def train(
     for step in range(first, schedule.num_steps):
         for group in optimiser.param_groups:
             group["lr"] = schedule.learning_rate * _pace(step, schedule.num_steps)
-        loss = _loss(target, draft, schedule.num_layers, corpus.training[_batch(corpus, schedule, step)])
+        step_loss = loss(target, draft, schedule.num_layers, corpus.training[_batch(corpus, schedule, step)])
         optimiser.zero_grad()
-        loss.backward()
+        step_loss.backward()
         torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
         optimiser.step()
         agreement = None
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.num_steps:
             agreement = float(measure(target, draft, schedule.num_layers, corpus.validation).agrees.mean())
             _save(state, plan, step + 1, weights, optimiser)
-        report(Progress(step + 1, float(loss), agreement))
+        report(Progress(step + 1, step_loss.item(), agreement))
     return draft.adapter(target)
 
 
@@ -88,26 +93,46 @@ def measure(target: Target, draft: EarlyExit, num_layers: int, sequences: NDArra
         sequences: [sequences, tokens].
     """
     agrees, top_probs = [], []
-    for sequence in sequences:
-        hidden, logits = hidden_after(target.model, _on(target, sequence[None]), num_layers)
+    for batch in np.split(sequences, range(_MEASURED_TOGETHER, len(sequences), _MEASURED_TOGETHER)):
+        hidden, last = hidden_after(target, _on(target, batch), num_layers)
         with torch.no_grad():
-            probs = draft(hidden)[0].float().softmax(-1)
-        top = probs.max(-1)
-        agrees.append((top.indices == logits[0].argmax(-1)).cpu().numpy())
-        top_probs.append(top.values.cpu().numpy())
-    return Agreement(np.stack(agrees), np.stack(top_probs))
+            for wanted, found in _chunks(last, draft(hidden)):
+                top = target.head(found).float().softmax(-1).max(-1)
+                agrees.append(top.indices == target.head(wanted).argmax(-1))
+                top_probs.append(top.values)
+    return Agreement(
+        torch.cat(agrees).reshape(sequences.shape).cpu().numpy(),
+        torch.cat(top_probs).reshape(sequences.shape).cpu().numpy(),
+    )
 
 
-def _loss(target: Target, draft: EarlyExit, num_layers: int, sequences: NDArray[np.int64]) -> torch.Tensor:
-    hidden, logits = hidden_after(target.model, _on(target, sequences), num_layers)
-    wanted = logits.float().log_softmax(-1)
-    found = draft(hidden).float().log_softmax(-1)
-    # Cross-entropy less the target's own entropy, which is constant: 0 is the best there is.
-    return (wanted.exp() * (wanted - found)).sum(-1).mean()
+def loss(target: Target, draft: EarlyExit, num_layers: int, sequences: NDArray[np.int64]) -> torch.Tensor:
+    """Nats a token that the draft's distribution is away from the target's: `Progress.loss`.
+
+    Args:
+        sequences: [sequences, tokens].
+    """
+    hidden, last = hidden_after(target, _on(target, sequences), num_layers)
+
+    def divergence(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy less the target's own entropy, which is constant: 0 is the best there is."""
+        log_wanted = target.head(wanted).float().log_softmax(-1)
+        log_found = target.head(found).float().log_softmax(-1)
+        return (log_wanted.exp() * (log_wanted - log_found)).sum()
+
+    # Rows of logits are made a chunk at a time, and again for the gradient, so that few are in memory.
+    chunks = _chunks(last, draft(hidden))
+    parts = [checkpoint(divergence, wanted, found, use_reentrant=False) for wanted, found in chunks]
+    return torch.stack(parts).sum() / sequences.size
+
+
+def _chunks(*hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same rows of each, [batch, tokens, hidden] -> [at most `CHUNK_ROWS`, hidden]."""
+    return zip(*(each.flatten(0, 1).split(CHUNK_ROWS) for each in hidden), strict=True)
 
 
 def _on(target: Target, sequences: NDArray[np.int64]) -> torch.Tensor:
-    return torch.from_numpy(sequences).to(next(target.model.parameters()).device)
+    return torch.from_numpy(sequences).to(target.device)
 
 
 def _pace(step: int, num_steps: int) -> float:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from cloud_service.make_draft import training
 from cloud_service.make_draft.adapter import Adapter
+from cloud_service.make_draft.answers import answered
 from cloud_service.make_draft.cut import cut
 from cloud_service.make_draft.early_exit import EarlyExit, Target, load_target
 from cloud_service.make_draft.texts import Corpus
@@ -99,6 +101,43 @@ def test_training_brings_the_draft_nearer_to_its_target(
     print(f"loss {first:.2f} to {last:.2f} nats, agreement {measured}")
     assert last < 0.8 * first
     assert [p.step for p in seen if p.agreement is not None] == [50, 60]
+
+
+def test_the_loss_of_chunks_is_the_loss_of_the_whole(
+    target: Target, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = EarlyExit(target, 1, adapter=True)
+    draft.load(scrambled(draft.adapter(target)))
+    found = []
+    for rows in (7, 10_000):
+        monkeypatch.setattr(training, "CHUNK_ROWS", rows)
+        draft.zero_grad()
+        loss = training.loss(target, draft, 1, corpus.training[:4])
+        loss.backward()
+        found.append(
+            [loss.detach(), draft.norm.weight.grad.clone(), draft.block.self_attn.q_proj.weight.grad]
+        )
+    torch.testing.assert_close(*found)
+
+
+def test_answers_keep_the_questions_order_whatever_is_answered_together(
+    target: Target, tmp_path: Path
+) -> None:
+    questions = [f"{n} " + "word " * (5 * n % 17) for n in range(20)]
+    together = answered(target, questions, 8, tmp_path / "together", lambda _: None)
+    alone = [
+        text
+        for n, question in enumerate(questions)
+        for text in answered(target, [question], 8, tmp_path / f"alone{n}", lambda _: None)
+    ]
+    assert together == alone
+
+    written = (tmp_path / "together").read_text().splitlines(keepends=True)
+    (tmp_path / "cut").write_text("".join(written[:3]) + written[3][:10])
+    seen: list[int] = []
+    assert answered(target, questions, 8, tmp_path / "cut", seen.append) == together
+    assert (tmp_path / "cut").read_text().splitlines(keepends=True) == written
+    assert (seen[0], seen[-1]) == (3, 20)
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_adapter(
