@@ -26,7 +26,6 @@ from shared.messages import Draft, Message, Policy
 from shared.models import Registry, resolve
 from shared.session import CloudSession
 
-CONTEXT_TOKENS = 768
 FEW_TOKENS = 8
 """That go into a pass beside other streams' instead of one of their own."""
 
@@ -67,10 +66,12 @@ class Seen:
 class Pair:
     """Both models, each with a KV cache for every stream."""
 
-    def __init__(self, num_streams: int, draft_tokens: int, threads: int) -> None:
-        self._draft_tokens = draft_tokens
-        self._edge = _context(DEFAULT_DRAFT, num_streams, num_streams, threads)
-        self._target = _context(DEFAULT_TARGET, num_streams, num_streams * (draft_tokens + 1), threads)
+    def __init__(self, num_streams: int, arguments: argparse.Namespace) -> None:
+        self._draft_tokens = arguments.draft_tokens
+        self._edge = _context(DEFAULT_DRAFT, num_streams, num_streams, arguments)
+        self._target = _context(
+            DEFAULT_TARGET, num_streams, num_streams * (self._draft_tokens + 1), arguments
+        )
         self.model = self._target.model
 
     def look(self, streams: Sequence[Stream]) -> list[Seen]:
@@ -106,14 +107,15 @@ class Pair:
             each.logprobs = [_logprob(row, token) for row, token in zip(rows, each.draft, strict=False)]
 
 
-def _context(name: str, num_streams: int, num_rows: int, threads: int) -> LlamaContext:
+def _context(name: str, num_streams: int, num_rows: int, arguments: argparse.Namespace) -> LlamaContext:
     return LlamaContext(
-        LlamaModel(resolve(name, Registry.load()).path, name),
+        LlamaModel(resolve(name, Registry.load()).path, name, gpu_layers=arguments.gpu_layers),
         num_sequences=num_streams,
-        context_tokens=CONTEXT_TOKENS,
+        context_tokens=arguments.context_tokens,
         rollback_tokens=64,
+        max_batch_tokens=max(512, num_rows + num_streams * FEW_TOKENS),
         max_rows=num_rows,
-        threads=threads,
+        threads=arguments.threads,
     )
 
 
@@ -211,7 +213,9 @@ def main() -> None:
     parser.add_argument("--draft-tokens", type=int, default=16)
     parser.add_argument("--rollback", type=float, action="append", required=True)
     parser.add_argument("--side-by-side", type=int, default=3, help="questions")
+    parser.add_argument("--context-tokens", type=int, default=768, help="of a stream")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gpu-layers", type=int, default=0, help="of both models; -1 is all")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     settings = grid((Policy.LOSSLESS, Policy.BILD), (arguments.draft_tokens,), (0.0,), arguments.rollback)
@@ -227,7 +231,7 @@ def main() -> None:
         "max_answer_tokens": arguments.max_tokens,
     }
     (arguments.out / "manifest.json").write_text(json.dumps({"identity": identity}, indent=1))
-    pair = Pair(arguments.side_by_side * len(settings), arguments.draft_tokens, arguments.threads)
+    pair = Pair(arguments.side_by_side * len(settings), arguments)
     for items in groups(load_items(arguments.data, limit=arguments.limit), arguments.side_by_side, done):
         streams = answer(pair, items, settings, arguments.max_tokens)
         with rows_file.open("a", encoding="utf-8") as out:

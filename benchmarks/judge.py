@@ -52,8 +52,8 @@ class Row:
     """Draft tokens that stand by the judge's word only."""
 
 
-def context_of(name: str, threads: int) -> LlamaContext:
-    model = LlamaModel(resolve(name, Registry.load()).path, name)
+def context_of(name: str, threads: int, gpu_layers: int) -> LlamaContext:
+    model = LlamaModel(resolve(name, Registry.load()).path, name, gpu_layers=gpu_layers)
     return LlamaContext(
         model,
         num_sequences=1,
@@ -220,13 +220,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="no question is begun after so many")
     parser.add_argument("--draft-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gpu-layers", type=int, default=0, help="of both models; -1 is all")
     arguments = parser.parse_args()
     began = time.monotonic()
     head = read_head(arguments.head)
     done = {row.id for row in measured(arguments.rows)}
     with (
-        context_of(DEFAULT_DRAFT, arguments.threads) as edge,
-        context_of(DEFAULT_TARGET, arguments.threads) as target,
+        context_of(DEFAULT_DRAFT, arguments.threads, arguments.gpu_layers) as edge,
+        context_of(DEFAULT_TARGET, arguments.threads, arguments.gpu_layers) as target,
     ):
         head.check_fits(DEFAULT_TARGET, resolve(DEFAULT_TARGET, Registry.load()).sha256, target.hidden_size)
         for item, recorded in due(arguments.data, arguments.answers):

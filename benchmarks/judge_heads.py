@@ -10,9 +10,10 @@ from pathlib import Path
 
 from benchmarks.harness import save
 from cloud_service.judging.evaluation import evaluate
+from cloud_service.judging.head_file import write_head
 from cloud_service.judging.labels import is_held_out, judged_tokens
 from cloud_service.judging.states import load_states
-from cloud_service.judging.training import train
+from cloud_service.judging.training import train_heads
 from edge_agent.evaluation.metrics import auroc
 from shared.config import DEFAULT_TARGET
 from shared.labelled_answers import from_lines
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("answers", type=Path, nargs="+", help="files of `duet eval answers`, one a data set")
     parser.add_argument("--states", type=Path, required=True)
+    parser.add_argument("--heads", type=Path, help="folder that the heads are left in")
     parser.add_argument("--draft-tokens", type=int, default=16)
     arguments = parser.parse_args()
     sha256 = resolve(DEFAULT_TARGET, Registry.load()).sha256
@@ -36,8 +38,10 @@ def main() -> None:
     tokens = judged_tokens(seen)
     assert tokens is not None, "no labelled answer was read"
     rows = []
-    for share in FALSE_ACCEPTS:
-        head = train(tokens, model=DEFAULT_TARGET, model_sha256=sha256, max_false_accepts=share)
+    heads = train_heads(tokens, model=DEFAULT_TARGET, model_sha256=sha256, shares=FALSE_ACCEPTS)
+    for share, head in zip(FALSE_ACCEPTS, heads, strict=True):
+        if arguments.heads is not None:
+            write_head(head, arguments.heads / f"judge-{share:g}.safetensors")
         for name, answers in sets.items():
             unseen = [each for each in answers if is_held_out(each[0].id)]
             judged = judged_tokens(unseen)

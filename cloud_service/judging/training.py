@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,49 +33,65 @@ def train(tokens: JudgedTokens, *, model: str, model_sha256: str, max_false_acce
     Raises:
         InvalidSetting: too little to learn from, or scikit-learn is missing.
     """
+    [head] = train_heads(tokens, model=model, model_sha256=model_sha256, shares=[max_false_accepts])
+    return head
+
+
+def train_heads(
+    tokens: JudgedTokens, *, model: str, model_sha256: str, shares: Sequence[float]
+) -> list[JudgeHead]:
+    """As `train`, a head for each share of false accepts: they differ by threshold and penalty alone."""
     _check_enough(tokens)
     if importlib.util.find_spec("sklearn") is None:
         raise InvalidSetting("training needs scikit-learn; run: pip install 'duet-llm[route]'")
     hidden = tokens.hidden.astype(np.float32)
     mean, scale = hidden.mean(axis=0), hidden.std(axis=0) + 1e-6
-    hidden = (hidden - mean) / scale
-    best = max(
-        (_crossfit(hidden, tokens, strength, max_false_accepts) for strength in _STRENGTHS),
-        key=lambda fit: fit.recall,
-    )
-    weight, bias = _fit(hidden, tokens.right, best.strength)
-    weight /= scale
-    return JudgeHead(
-        model=model,
-        model_sha256=model_sha256,
-        weight=weight,
-        bias=bias - float(mean @ weight),
-        threshold=best.threshold,
-    )
+    hidden -= mean
+    hidden /= scale
+    scores = _crossfit(hidden, tokens)
+    fitted: dict[float, tuple[Float, float]] = {}
+    heads = []
+    for share in shares:
+        strength, threshold = _best(scores, tokens.right[tokens.disputed], share)
+        if strength not in fitted:
+            fitted[strength] = _fit(hidden, tokens.right, strength)
+        weight, bias = fitted[strength]
+        weight = weight / scale
+        heads.append(
+            JudgeHead(
+                model=model,
+                model_sha256=model_sha256,
+                weight=weight,
+                bias=bias - float(mean @ weight),
+                threshold=threshold,
+            )
+        )
+    return heads
 
 
-@dataclass(frozen=True, slots=True)
-class _Crossfit:
-    strength: float
-    threshold: float
-    recall: float
-    """Of the right tokens in dispute, the share that reaches the threshold."""
-
-
-def _crossfit(
-    hidden: NDArray[np.float32], tokens: JudgedTokens, strength: float, max_false_accepts: float
-) -> _Crossfit:
+def _crossfit(hidden: NDArray[np.float32], tokens: JudgedTokens) -> dict[float, Float]:
+    """By strength, the probability of each disputed token, by a fit that did not see its question."""
     from sklearn.model_selection import GroupKFold
 
-    scores = np.empty(len(hidden))
+    scores = {strength: np.empty(len(hidden)) for strength in _STRENGTHS}
     for seen, unseen in GroupKFold(_FOLDS).split(hidden, tokens.right, tokens.question):
-        weight, bias = _fit(hidden[seen], tokens.right[seen], strength)
-        scores[unseen] = hidden[unseen] @ weight + bias
-    probabilities, right = 1.0 / (1.0 + np.exp(-scores[tokens.disputed])), tokens.right[tokens.disputed]
-    threshold = threshold_for(probabilities, right, max_false_accepts)
-    recall = float((probabilities[right] >= threshold).mean())
-    log.info("weight %g: %.3f of the right tokens in dispute are accepted", strength, recall)
-    return _Crossfit(strength, threshold, recall)
+        with ThreadPoolExecutor() as threads:  # they share the copy, and are most of the time in BLAS
+            fits = list(threads.map(partial(_fit, hidden[seen], tokens.right[seen]), _STRENGTHS))
+        for strength, (weight, bias) in zip(_STRENGTHS, fits, strict=True):
+            scores[strength][unseen] = hidden[unseen] @ weight + bias
+    return {strength: 1.0 / (1.0 + np.exp(-each[tokens.disputed])) for strength, each in scores.items()}
+
+
+def _best(scores: Mapping[float, Float], right: NDArray[np.bool_], share: float) -> tuple[float, float]:
+    """Strength that accepts most of the right tokens in dispute, and its threshold."""
+    found = {}
+    for strength, probabilities in scores.items():
+        threshold = threshold_for(probabilities, right, share)
+        recall = float((probabilities[right] >= threshold).mean())
+        log.info("weight %g: %.3f of the right tokens in dispute are accepted", strength, recall)
+        found[strength] = (recall, threshold)
+    strength = max(found, key=lambda each: found[each][0])
+    return strength, found[strength][1]
 
 
 def threshold_for(probabilities: Float, right: NDArray[np.bool_], max_false_accepts: float) -> float:

@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 log = logging.getLogger("duet.eval")
 
 CHUNK = 16
-"""Units handed to a worker at most: answers that share passes, and what is lost if it dies."""
+"""Units handed to a worker at once, or twice those that share passes: what is lost if it dies."""
 LOG_EVERY_S = 30.0
 """Where no terminal shows a bar, a line says so often how far the run is."""
 
@@ -47,7 +47,7 @@ async def collect(run: Run, plan: Plan, units: Sequence[Unit], *, num_workers: i
     todo = [unit for unit in units if unit.id not in run.done]
     if not todo:
         return
-    size = min(CHUNK, ceil(len(todo) / num_workers))
+    size = min(max(CHUNK, 2 * plan.num_parallel), ceil(len(todo) / num_workers))
     chunks = [todo[i : i + size] for i in range(0, len(todo), size)]
     with _progress(len(units), len(units) - len(todo)) as advance:
         if ray:

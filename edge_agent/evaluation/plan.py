@@ -30,6 +30,10 @@ class Plan(Protocol):
 
     experiment: str
 
+    @property
+    def num_parallel(self) -> int:
+        """Units whose answers share passes over the edge model's weights."""
+
     def identity(self) -> dict[str, object]:
         """Settings that make two runs the same."""
 

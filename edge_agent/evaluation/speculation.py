@@ -71,6 +71,7 @@ class SpeculationPlan:
     """Settings of the experiment. Each question's plain stream from the cloud is one row more."""
 
     experiment = "speculation"
+    num_parallel = 1
 
     config: EdgeConfig
     cloud: CloudSpec

@@ -51,6 +51,7 @@ class FakePlan:
     """A fake experiment: notes what it was asked, and fails at the question `fails_at`."""
 
     experiment = "fake"
+    num_parallel = 1
 
     def __init__(self, fails_at: str = "", loads: bool = True) -> None:
         self.asked: list[str] = []
