@@ -90,20 +90,35 @@ def machine() -> dict[str, str]:
 
 
 def save(
-    name: str, *, command: str, title: str, notes: str, columns: list[str], rows: list[list[str]]
+    name: str,
+    *,
+    command: str,
+    title: str,
+    notes: str,
+    columns: list[str],
+    rows: list[list[str]],
+    ran_on: dict[str, str] | None = None,
 ) -> None:
-    """Write one table as JSON and print it; `benchmarks.report` turns all of them into docs/benchmarks.md."""
+    """Write one table as JSON and print it; `benchmarks.report` turns all of them into docs/benchmarks.md.
+
+    Args:
+        ran_on: what `machine` said where it was measured; None is here.
+    """
     result = {
         "name": name,
         "title": title,
         "command": command,
         "notes": notes,
-        "machine": machine(),
+        "machine": ran_on or machine(),
         "columns": columns,
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(title, columns, rows)
+
+
+def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
     print(f"\n{title}")
     for row in [columns, *rows]:
         print("  " + " | ".join(row))

@@ -47,6 +47,7 @@ class Answered:
     """Nats, of each token, before any sampling setting."""
     pieces: tuple[bytes, ...] = ()
     """Bytes of each token."""
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass
@@ -100,7 +101,10 @@ def answer_all(edge: EdgeModel, jobs: Iterable[Job], on_done: Callable[[Job, Ans
             del running[sequence]
             context.rewind(sequence, 0)
             free.append(sequence)
-            on_done(job, Answered(text, len(pieces), not ended, tuple(state.logprobs), pieces))
+            answered = Answered(
+                text, len(pieces), not ended, tuple(state.logprobs), pieces, tuple(state.written)
+            )
+            on_done(job, answered)
 
     def fits(job: Job) -> bool:
         taken = sum(_cells(r.job, context.context_tokens) for r in running.values())
