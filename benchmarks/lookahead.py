@@ -284,13 +284,13 @@ class LookaheadDrafter:
         self._ahead = known[len(text) :] if known[: len(text)] == text else []
         self._text = text
         while len(self._ahead) < num_tokens and not set(end_token_ids).intersection(self._ahead):
-            self._ahead += self._advance([*text, *self._ahead])
+            self._ahead += self.advance([*text, *self._ahead])
         drafted = self._ahead[:num_tokens]
         ends = [i for i, token in enumerate(drafted) if token in end_token_ids]
         return drafted[: ends[0] + 1] if ends else drafted
 
-    def _advance(self, text: list[int]) -> list[int]:
-        """One pass: at least one token more."""
+    def advance(self, text: list[int]) -> list[int]:
+        """The model's greedy continuation of any text by as many tokens as one pass gives, at least one."""
         context = self._context
         kept = context.align(0, text[:-1])
         if len(text) - kept > _LONGEST_STEM:

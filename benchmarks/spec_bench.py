@@ -7,7 +7,9 @@ question once, and every drafter is held against that text, round by round, with
   stands on the target's own text, so that its likeliest token at each position decides every round.
 - Prompt lookup and retrieval copy, from the text as it stands in that round. Retrieval has the target's
   answers to the other questions, as `remember_answers` would keep them.
-- Lookahead (`benchmarks.lookahead`) drafts for real, since its passes depend on those before.
+- Prompt lookup before a draft model is `--drafter lookup --drafter model`, with duet's choice of the two.
+- Lookahead (`benchmarks.lookahead`) drafts for real, since its passes depend on those before. As in its paper
+  it also runs on the target itself, at the server and without an edge.
 
 Times are taken apart from that, all in turn in one process. Everything is appended to a folder: a run that
 was stopped goes on, and where all is there no model is loaded. Without --limit the tables are saved for
@@ -25,7 +27,7 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -39,30 +41,39 @@ from numpy.typing import NDArray
 from benchmarks.coupling import interval
 from benchmarks.harness import machine, save, seconds, show
 from benchmarks.lookahead import LookaheadDrafter, Shape, TreeContext
+from edge_agent.drafting.base import Proposal, Source
+from edge_agent.drafting.combined import CombinedDrafter, Trust
 from edge_agent.drafting.copying import Copier
 from edge_agent.drafting.lookup import LookupCopier
 from edge_agent.drafting.retrieval import SuffixIndex
 from edge_agent.evaluation.batch import Answered, Job, answer_all, load_batch_edge
-from edge_agent.evaluation.runs import Row, Run, read_run
+from edge_agent.evaluation.runs import Run, read_run
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET, EdgeConfig
 from shared.errors import VocabularyMismatch
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
 from shared.models import Registry, ResolvedModel, file_sha256, resolve
+from shared.sampling import Sampling
+from shared.stopping import Never
 
-DRAFT_TOKENS = (6, 16)
-POSITIONS = {6: (1, 2, 4, 6), 16: (1, 4, 8, 16)}
+DRAFT_TOKENS = (3, 6, 16)
+POSITIONS = {3: (1, 2, 3), 6: (1, 2, 4, 6), 16: (1, 4, 8, 16)}
 """Of which the acceptance is shown."""
-SHAPES = (Shape(window=5, ngram=3, guesses=5), Shape(window=15, ngram=5, guesses=15))
-"""A small one, and the paper's for a 7B on an A100."""
+TASKS_AT = 6
+"""Draft tokens of the table by task."""
+PAPERS_SHAPE = Shape(window=15, ngram=5, guesses=15)
+"""For a 7B on an A100."""
+SHAPES = (Shape(window=5, ngram=3, guesses=5), PAPERS_SHAPE)
 CONTEXT_TOKENS = 2048
 TIMED_QUESTIONS = 3
 TIMED_ROUNDS = 10
-INDEPENDENT = DEFAULT_DRAFT
 TASKS = ("translation", "summarization", "qa", "math_reasoning", "rag")
 """Of Spec-Bench; what is none of them is MT-Bench's, its multi-turn conversation."""
 
 Key = TypeVar("Key", int, str)
+
+
+AT_TARGET = f"Lookahead, {PAPERS_SHAPE}, by the target itself"
 
 
 def lookahead_name(shape: Shape) -> str:
@@ -89,6 +100,9 @@ class Text:
     """At least one; the end of the text included, where it came."""
 
 
+Work = Callable[[Text], "dict[str, list[Round]] | list[Round]"]
+
+
 @dataclass(frozen=True)
 class Method:
     """One way of drafting, in figures."""
@@ -99,6 +113,8 @@ class Method:
     seconds_per_pass: float = 0.0
     seconds_per_draft: float = 0.0
     """Of a drafter without a model."""
+    target_pass_s: float | None = None
+    """Of the target, where no draft is verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +197,53 @@ def lookahead_rounds(text: Text, drafter: LookaheadDrafter, draft_tokens: int) -
     return replay(text, draft_tokens, propose)
 
 
+def combined_rounds(text: Text, agrees: Sequence[int], trust: Trust, draft_tokens: int) -> list[Round]:
+    """Copies from the text where they are trusted, else the draft model; `trust` is what they learn."""
+    drafter = CombinedDrafter([(Source.LOOKUP, LookupCopier())], _ReadAlong(text, agrees), trust=trust)
+
+    def propose(position: int, room: int) -> tuple[int, int, int]:
+        proposals = asyncio.run(
+            drafter.propose(
+                [*text.prompt_ids, *text.token_ids[:position]],
+                room,
+                sampling=Sampling(),
+                seed=0,
+                start=position,
+                end_token_ids=(),
+                stop=Never(),
+            )
+        )
+        accepted = num_agreeing([each.token_id for each in proposals], text.token_ids[position:])
+        drafter.verified(position, text.token_ids[position : position + accepted + 1])
+        return len(proposals), accepted, sum(each.source is Source.MODEL for each in proposals)
+
+    return replay(text, draft_tokens, propose)
+
+
+class _ReadAlong:
+    """A draft model of which is only known where it agrees with a text. No text has its other tokens."""
+
+    def __init__(self, text: Text, agrees: Sequence[int]) -> None:
+        self._text, self._agrees = text, agrees
+
+    async def propose(
+        self, text_ids: Sequence[int], num_tokens: int, *, start: int, **_: object
+    ) -> list[Proposal]:
+        known = zip(self._text.token_ids[start:], self._agrees[start:], strict=True)
+        return [Proposal(token if same else -1, None, Source.MODEL) for token, same in known][:num_tokens]
+
+
+def lookahead_alone(text: Text, drafter: LookaheadDrafter) -> list[Round]:
+    """The passes in which a model writes as much of its own text as `text` has."""
+    own: list[int] = []
+    rounds = []
+    while len(own) < len(text.token_ids):
+        said = drafter.advance([*text.prompt_ids, *own])[: len(text.token_ids) - len(own)]
+        own += said
+        rounds.append(Round(0, len(said) - 1, 0))
+    return rounds
+
+
 def other_answers(texts: Sequence[Text], text: Text) -> SuffixIndex:
     return SuffixIndex([other.token_ids for other in texts if other is not text])
 
@@ -239,7 +302,7 @@ def record_model(
     arguments: argparse.Namespace, texts: Sequence[Text], name: str, draft: ResolvedModel
 ) -> None:
     """Where the likeliest token of a draft model, reading along, is the target's."""
-    with Run.open(arguments.out / name, {"draft": draft.sha256}, {"machine": machine()}) as run:
+    with Run.open(arguments.out / "drafts" / name, {"draft": draft.sha256}, {"machine": machine()}) as run:
         missing = [text for text in texts if text.id not in run.done]
         if not missing:
             return
@@ -255,41 +318,45 @@ def record_model(
                 run.append({"id": text.id, "agrees": agrees})
 
 
-def record_lookahead(arguments: argparse.Namespace, texts: Sequence[Text], draft: ResolvedModel) -> None:
-    """The rounds of each shape and draft length."""
-    identity = {"draft": draft.sha256, "shapes": [str(shape) for shape in SHAPES], "lengths": DRAFT_TOKENS}
-    with Run.open(arguments.out / "lookahead", identity, {"machine": machine()}) as run:
+def record_lookahead(
+    arguments: argparse.Namespace, texts: Sequence[Text], name: str, resolved: ResolvedModel, work: Work
+) -> None:
+    """The rounds of one of the functions below, each question in one of several processes."""
+    identity = {"model": resolved.sha256, "shapes": [str(shape) for shape in SHAPES], "lengths": DRAFT_TOKENS}
+    with Run.open(arguments.out / name, identity, {"machine": machine()}) as run:
         missing = [text for text in texts if text.id not in run.done]
         if not missing:
             return
-        threads = arguments.threads
         with ProcessPoolExecutor(
             arguments.processes,
             multiprocessing.get_context("spawn"),  # CUDA and llama.cpp's threads do not survive a fork
             _open_lookahead,
-            (draft, arguments.gpu_layers, threads),
+            (resolved, arguments.gpu_layers, arguments.threads),
         ) as pool:
-            for row in pool.map(_lookahead_row, missing):
-                run.append(row)
+            for text, rounds in zip(missing, pool.map(work, missing), strict=True):
+                run.append({"id": text.id, "rounds": rounds})
 
 
 _LOOKAHEAD: dict[Shape, TreeContext] = {}
 """Of this process of the pool."""
 
 
-def _open_lookahead(draft: ResolvedModel, gpu_layers: int, threads: int | None) -> None:
-    model = load(draft, gpu_layers)
+def _open_lookahead(resolved: ResolvedModel, gpu_layers: int, threads: int | None) -> None:
+    model = load(resolved, gpu_layers)
     for shape in SHAPES:
         _LOOKAHEAD[shape] = TreeContext(model, shape, context_tokens=CONTEXT_TOKENS, threads=threads)
 
 
-def _lookahead_row(text: Text) -> Row:
-    rounds = {
+def as_drafter(text: Text) -> dict[str, list[Round]]:
+    return {
         f"{shape}, {length}": lookahead_rounds(text, LookaheadDrafter(context, shape), length)
         for shape, context in _LOOKAHEAD.items()
         for length in DRAFT_TOKENS
     }
-    return {"id": text.id, "rounds": rounds}
+
+
+def as_target(text: Text) -> list[Round]:
+    return lookahead_alone(text, LookaheadDrafter(_LOOKAHEAD[PAPERS_SHAPE], PAPERS_SHAPE))
 
 
 def load(resolved: ResolvedModel, gpu_layers: int) -> LlamaModel:
@@ -325,7 +392,7 @@ def take_times(
     verify: dict[int, list[float]] = {
         size: [] for size in (1, 2, 4, 1 + min(DRAFT_TOKENS), 1 + max(DRAFT_TOKENS))
     }
-    passes: dict[str, list[float]] = {name: [] for name in (*drafts, *map(lookahead_name, SHAPES))}
+    passes: dict[str, list[float]] = {name: [] for name in drafts}
     copies: dict[str, list[float]] = {"lookup": [], "retrieval": []}
     with ExitStack() as stack:
         models = {
@@ -341,16 +408,15 @@ def take_times(
             name: stack.enter_context(context_of(model, arguments.threads, max(verify)))
             for name, model in models.items()
         }
-        trees = {
-            shape: stack.enter_context(
-                closing(
-                    TreeContext(
-                        models[INDEPENDENT], shape, context_tokens=CONTEXT_TOKENS, threads=arguments.threads
-                    )
-                )
-            )
-            for shape in SHAPES
-        }
+        independent = models[next(iter(drafts))]
+        trees: dict[str, tuple[Shape, TreeContext]] = {}
+        for name, shape, model in [
+            *((lookahead_name(shape), shape, independent) for shape in SHAPES),
+            (AT_TARGET, PAPERS_SHAPE, models[""]),
+        ]:
+            tree = TreeContext(model, shape, context_tokens=CONTEXT_TOKENS, threads=arguments.threads)
+            trees[name] = shape, stack.enter_context(closing(tree))
+            passes[name] = []
         for text in texts[:TIMED_QUESTIONS]:
             whole = [*text.prompt_ids, *text.token_ids]
             for context in contexts.values():
@@ -359,22 +425,19 @@ def take_times(
             copiers: dict[str, Copier] = {"lookup": LookupCopier(), "retrieval": other_answers(texts, text)}
             for copier in copiers.values():
                 copier.copy(text.prompt_ids, 1)
-            drafters = {shape: LookaheadDrafter(context, shape) for shape, context in trees.items()}
-            written = {shape: list(text.prompt_ids) for shape in trees}
-            for shape, drafter in drafters.items():
-                written[shape] += drafter.propose(written[shape], 1, ())  # reads the prompt
+            drafters = {name: LookaheadDrafter(tree, shape) for name, (shape, tree) in trees.items()}
+            # The first pass reads the prompt.
+            written = {name: drafter.advance(text.prompt_ids) for name, drafter in drafters.items()}
             for turn in range(TIMED_ROUNDS):
                 for size, seen in verify.items():
                     seen.append(pass_s(contexts[""], whole[-size:]))
                 for name in drafts:
                     passes[name].append(pass_s(contexts[name], whole[-1:]))
-                for shape, drafter in drafters.items():
-                    before, began = drafter.num_passes, time.perf_counter()
-                    drafted = drafter.propose(written[shape], 1, ())
-                    took = time.perf_counter() - began
-                    written[shape] += drafted
-                    if drafter.num_passes > before:
-                        passes[lookahead_name(shape)].append(took)
+                for name, drafter in drafters.items():
+                    began = time.perf_counter()
+                    said = drafter.advance([*text.prompt_ids, *written[name]])
+                    passes[name].append(time.perf_counter() - began)
+                    written[name] += said
                 position = len(text.prompt_ids) + turn % len(text.token_ids)
                 for name, copier in copiers.items():
                     copies[name].append(seconds(partial(copier.copy, whole[:position], max(DRAFT_TOKENS))))
@@ -428,39 +491,56 @@ def read_texts(folder: Path, limit: int | None, data: Path) -> list[Text]:
     return [Text(id_, *(rows[id_][name] for name in ("task", "prompt_ids", "token_ids"))) for id_ in ids]
 
 
-def methods(folder: Path, texts: Sequence[Text], draft_names: Iterable[str], times: Times) -> list[Method]:
+def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], times: Times) -> list[Method]:
+    """
+    Args:
+        draft_names: the independent one first.
+    """
+    independent = draft_names[0]
+    agrees = {
+        name: {row["id"]: row["agrees"] for row in read_run(folder / "drafts" / name)[1]}
+        for name in draft_names
+    }
+    lookahead = {row["id"]: row["rounds"] for row in read_run(folder / "lookahead")[1]}
+    alone = {row["id"]: row["rounds"] for row in read_run(folder / "lookahead-target")[1]}
+    indexes = {text.id: other_answers(texts, text) for text in texts}
+    trust = {length: Trust() for length in DRAFT_TOKENS}
+
     def by_length(rounds_of: Callable[[Text, int], list[Round]]) -> dict[int, list[list[Round]]]:
         return {length: [rounds_of(text, length) for text in texts] for length in DRAFT_TOKENS}
 
-    indexes = {text.id: other_answers(texts, text) for text in texts}
-    found = [
+    def copied(name: str, key: str, copier_of: Callable[[Text], Copier]) -> Method:
+        rounds = by_length(lambda text, length: copied_rounds(text, copier_of(text), length))
+        return Method(name, rounds, seconds_per_draft=times.copies[key])
+
+    def modelled(name: str, key: str, rounds_of: Callable[[Text, int], list[Round]]) -> Method:
+        return Method(name, by_length(rounds_of), seconds_per_pass=times.passes[key])
+
+    def recorded(shape: Shape) -> Callable[[Text, int], list[Round]]:
+        return lambda text, length: _as_rounds(lookahead[text.id][f"{shape}, {length}"])
+
+    def read_along(name: str) -> Callable[[Text, int], list[Round]]:
+        return lambda text, length: model_rounds(text, agrees[name][text.id], length)
+
+    def combined(text: Text, length: int) -> list[Round]:
+        return combined_rounds(text, agrees[independent][text.id], trust[length], length)
+
+    return [
+        copied("prompt lookup", "lookup", lambda _: LookupCopier()),
+        copied("retrieval from the other answers", "retrieval", lambda text: indexes[text.id]),
+        *(modelled(lookahead_name(shape), lookahead_name(shape), recorded(shape)) for shape in SHAPES),
+        *(modelled(name, name, read_along(name)) for name in draft_names),
+        modelled(f"prompt lookup, else {independent}", independent, combined),
         Method(
-            "prompt lookup",
-            by_length(lambda text, length: copied_rounds(text, LookupCopier(), length)),
-            seconds_per_draft=times.copies["lookup"],
-        ),
-        Method(
-            "retrieval from the other answers",
-            by_length(lambda text, length: copied_rounds(text, indexes[text.id], length)),
-            seconds_per_draft=times.copies["retrieval"],
+            AT_TARGET,
+            {TASKS_AT: [_as_rounds(alone[text.id]) for text in texts]},
+            target_pass_s=times.passes[AT_TARGET],
         ),
     ]
-    lookahead = {row["id"]: row["rounds"] for row in read_run(folder / "lookahead")[1]}
-    for shape in SHAPES:
-        name = lookahead_name(shape)
 
-        def recorded(text: Text, length: int, shape: Shape = shape) -> list[Round]:
-            return [Round(*each) for each in lookahead[text.id][f"{shape}, {length}"]]
 
-        found.append(Method(name, by_length(recorded), seconds_per_pass=times.passes[name]))
-    for name in draft_names:
-        agrees = {row["id"]: row["agrees"] for row in read_run(folder / name)[1]}
-
-        def read_along(text: Text, length: int, agrees: Mapping[str, list[int]] = agrees) -> list[Round]:
-            return model_rounds(text, agrees[text.id], length)
-
-        found.append(Method(name, by_length(read_along), seconds_per_pass=times.passes[name]))
-    return found
+def _as_rounds(stored: Sequence[Sequence[int]]) -> list[Round]:
+    return [Round(*each) for each in stored]
 
 
 def row_of(method: Method, draft_tokens: int, times: Times) -> list[str]:
@@ -470,6 +550,9 @@ def row_of(method: Method, draft_tokens: int, times: Times) -> list[str]:
     step = times.verify[1]
     drafted = sum(each.drafted for each in rounds)
     passes = sum(each.passes for each in rounds)
+
+    def verify_s(each: Round) -> float:
+        return method.target_pass_s or times.verify_s(each.drafted)
 
     def draft_s(each: Round) -> float:
         return each.passes * method.seconds_per_pass + method.seconds_per_draft
@@ -486,14 +569,14 @@ def row_of(method: Method, draft_tokens: int, times: Times) -> list[str]:
         positions.append(f"{kept / len(long_enough):.2f}" if long_enough else "-")
     return [
         method.name,
-        str(draft_tokens),
+        str(draft_tokens) if method.target_pass_s is None else "-",
         interval(tokens, per_text(lambda each: 1), rng),
         " ".join(positions),
         f"{drafted / len(rounds):.1f}",
         f"{passes / drafted:.2f}" if passes else "0",
         f"{sum(map(draft_s, rounds)) / drafted / step:.3f}" if drafted else "-",
         interval(tokens, per_text(lambda each: 1 + draft_s(each) / step), rng),
-        interval(tokens, per_text(lambda each: (times.verify_s(each.drafted) + draft_s(each)) / step), rng),
+        interval(tokens, per_text(lambda each: (verify_s(each) + draft_s(each)) / step), rng),
     ]
 
 
@@ -522,11 +605,7 @@ COLUMNS = [
     "method",
     "draft tokens",
     "acceptance length",
-    "accepted at "
-    + " / ".join(str(each) for each in POSITIONS[6])
-    + " (16: "
-    + " / ".join(str(each) for each in POSITIONS[16])
-    + ")",
+    "accepted at " + "; ".join(" / ".join(map(str, each)) for each in POSITIONS.values()),
     "drafted a round",
     "edge passes a draft token",
     "cost of a draft token, target steps",
@@ -540,6 +619,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Spec-Bench's questions, JSON lines")
     parser.add_argument("--out", type=Path, required=True, help="folder of what is recorded")
     parser.add_argument("--target", default=DEFAULT_TARGET, help="name or GGUF file")
+    parser.add_argument("--independent", default=DEFAULT_DRAFT, help="draft model: name or GGUF file")
     parser.add_argument(
         "--draft",
         action="append",
@@ -559,19 +639,28 @@ def main() -> None:
         parser.error("--draft takes NAME=FILE, each name once")
     registry = Registry.load()
     target = resolve(arguments.target, registry)
-    independent = resolve(DEFAULT_DRAFT, registry)
-    drafts = {INDEPENDENT: independent, **{name: resolve(file, registry) for name, file in named.items()}}
+    independent = resolve(arguments.independent, registry)
+    drafts = {
+        independent.name: independent,
+        **{name: resolve(file, registry) for name, file in named.items()},
+    }
     record_target(arguments, target)
     texts = read_texts(arguments.out, arguments.limit, arguments.data)
     times = times_of(arguments, texts, target, drafts)
     for name, draft in drafts.items():
         record_model(arguments, texts, name, draft)
-    record_lookahead(arguments, texts, independent)
-    found = methods(arguments.out, texts, drafts, times)
-    rows = [row_of(method, length, times) for length in DRAFT_TOKENS for method in found]
-    task_columns, task_rows = by_task(found, texts, min(DRAFT_TOKENS))
-    title = f"Spec-Bench: ways of drafting for {target.name}"
-    task_title = f"Spec-Bench: acceptance length by task, drafts of {min(DRAFT_TOKENS)}"
+    record_lookahead(arguments, texts, "lookahead", independent, as_drafter)
+    record_lookahead(arguments, texts, "lookahead-target", target, as_target)
+    found = methods(arguments.out, texts, list(drafts), times)
+    rows = [
+        row_of(method, length, times)
+        for length in DRAFT_TOKENS
+        for method in found
+        if length in method.rounds
+    ]
+    task_columns, task_rows = by_task(found, texts, TASKS_AT)
+    title = f"Spec-Bench, drafting at the edge for {target.name}"
+    task_title = f"Spec-Bench, drafting at the edge: acceptance length by task, drafts of {TASKS_AT}"
     if arguments.limit is not None:
         show(title, COLUMNS, rows)
         show(task_title, task_columns, task_rows)
@@ -582,7 +671,7 @@ def main() -> None:
     num_tokens = sum(len(text.token_ids) for text in texts)
     steps = ", ".join(f"{size}: {1e3 * value:.2f} ms" for size, value in sorted(times.verify.items()))
     save(
-        "spec_bench_drafting",
+        "spec_bench_edge",
         command=command,
         title=title,
         notes=(
@@ -594,16 +683,16 @@ def main() -> None:
             " a link: tokens a round / (cost of the round's draft + 1) in target steps, which is Leviathan's"
             " formula with the acceptance length as measured; and the same with a verification's cost as"
             f" timed here (tokens in a pass: {steps}). Retrieval's store is the target's answers to the other"
-            f" questions, as `remember_answers` keeps them. Lookahead runs on {INDEPENDENT}, and its drafts"
-            " are that model's own; W, N and G as in its paper. 95% bootstrap intervals over questions, costs"
-            " taken as fixed."
+            f" questions, as `remember_answers` keeps them. Lookahead runs on {independent.name}, and its"
+            " drafts are that model's own; its last row is the target's own text without a draft model. W, N"
+            " and G as in its paper. 95% bootstrap intervals over questions, costs taken as fixed."
         ),
         columns=COLUMNS,
         rows=rows,
         ran_on=times.machine,
     )
     save(
-        "spec_bench_tasks",
+        "spec_bench_edge_tasks",
         command=command,
         title=task_title,
         notes="The same rounds by Spec-Bench's tasks (questions in brackets); conversation is MT-Bench's.",

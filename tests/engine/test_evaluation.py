@@ -338,6 +338,7 @@ def test_answers_that_share_passes_are_those_of_the_model_alone(
             token_ids = alone.complete(request)
             answer = found[job.key]
             assert answer.text == alone.shown(token_ids)
+            assert list(answer.token_ids) == token_ids
             assert answer.num_tokens == len(token_ids) == len(answer.logprobs)
             assert answer.censored == (token_ids[-1] not in alone.model.end_token_ids)
             likely = [logprob for _, logprob in alone.judged(request, token_ids)]

@@ -9,11 +9,13 @@ from benchmarks.spec_bench import (
     Round,
     Text,
     Times,
+    combined_rounds,
     copied_rounds,
     model_rounds,
     other_answers,
     row_of,
 )
+from edge_agent.drafting.combined import Trust
 from edge_agent.drafting.lookup import LookupCopier
 
 TIMES = Times(verify={1: 0.010, 7: 0.016}, passes={}, copies={})
@@ -40,6 +42,18 @@ def test_rounds_of_a_model_that_reads_along(agrees, rounds):
 def test_lookup_drafts_from_the_prompt_as_the_text_grows():
     repeats = text(3, 4, 5, 9, prompt=(1, 2, 3, 4, 5, 6, 1, 2))
     assert copied_rounds(repeats, LookupCopier(), draft_tokens=6) == [Round(3, 3, 0)]
+
+
+def test_copies_come_before_the_model_where_a_long_match_is_trusted():
+    repeats = text(5, 6, 7, 20, 21, prompt=(1, 2, 3, 4, 5, 6, 7, 9, 1, 2, 3, 4))
+    # The model would have known 20 and 21 only; the copy goes wrong behind 7.
+    rounds = combined_rounds(repeats, [0, 0, 0, 1, 1], Trust(), draft_tokens=6)
+    assert rounds == [Round(4, 3, 0), Round(0, 0, 0)]
+
+
+def test_the_model_drafts_where_there_is_nothing_to_copy():
+    rounds = combined_rounds(text(5, 6, 7, 8), [1, 0, 1, 1], Trust(), draft_tokens=2)
+    assert rounds == [Round(2, 1, 2), Round(1, 1, 1)]
 
 
 def test_where_nothing_matches_a_round_is_the_targets_own_token():
