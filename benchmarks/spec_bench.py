@@ -12,8 +12,8 @@ question once, and every drafter is held against that text, round by round, with
   it also runs on the target itself, at the server and without an edge.
 
 Times are taken apart from that, all in turn in one process. Everything is appended to a folder: a run that
-was stopped goes on, and where all is there no model is loaded. Without --limit the tables are saved for
-`benchmarks.report`; `benchmarks.server_methods` has the methods that vLLM has at the server.
+was stopped goes on, and without --data the tables are made from the folder alone. Unless --limit is given
+they are saved for `benchmarks.report`; `benchmarks.server_methods` has what vLLM has at the server.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ from shared.stopping import Never
 DRAFT_TOKENS = (3, 6, 16)
 POSITIONS = {3: (1, 2, 3), 6: (1, 2, 4, 6), 16: (1, 4, 8, 16)}
 """Of which the acceptance is shown."""
-TASKS_AT = 6
-"""Draft tokens of the table by task."""
+MIDDLE = 6
+"""Draft tokens of Lookahead, whose acceptance at other lengths is its model's, and of the table by task."""
 PAPERS_SHAPE = Shape(window=15, ngram=5, guesses=15)
 """For a 7B on an A100."""
 SHAPES = (Shape(window=5, ngram=3, guesses=5), PAPERS_SHAPE)
 CONTEXT_TOKENS = 2048
+TIMES = "times.json"
 TIMED_QUESTIONS = 3
 TIMED_ROUNDS = 10
 TASKS = ("translation", "summarization", "qa", "math_reasoning", "rag")
@@ -322,7 +323,7 @@ def record_lookahead(
     arguments: argparse.Namespace, texts: Sequence[Text], name: str, resolved: ResolvedModel, work: Work
 ) -> None:
     """The rounds of one of the functions below, each question in one of several processes."""
-    identity = {"model": resolved.sha256, "shapes": [str(shape) for shape in SHAPES], "lengths": DRAFT_TOKENS}
+    identity = {"model": resolved.sha256, "shapes": [str(shape) for shape in SHAPES], "draft_tokens": MIDDLE}
     with Run.open(arguments.out / name, identity, {"machine": machine()}) as run:
         missing = [text for text in texts if text.id not in run.done]
         if not missing:
@@ -349,9 +350,8 @@ def _open_lookahead(resolved: ResolvedModel, gpu_layers: int, threads: int | Non
 
 def as_drafter(text: Text) -> dict[str, list[Round]]:
     return {
-        f"{shape}, {length}": lookahead_rounds(text, LookaheadDrafter(context, shape), length)
+        str(shape): lookahead_rounds(text, LookaheadDrafter(context, shape), MIDDLE)
         for shape, context in _LOOKAHEAD.items()
-        for length in DRAFT_TOKENS
     }
 
 
@@ -417,7 +417,7 @@ def take_times(
             tree = TreeContext(model, shape, context_tokens=CONTEXT_TOKENS, threads=arguments.threads)
             trees[name] = shape, stack.enter_context(closing(tree))
             passes[name] = []
-        for text in texts[:TIMED_QUESTIONS]:
+        for text in random.Random(0).sample(texts, min(TIMED_QUESTIONS, len(texts))):
             whole = [*text.prompt_ids, *text.token_ids]
             for context in contexts.values():
                 context.rewind(0, 0)
@@ -463,32 +463,57 @@ def gpus() -> dict[str, str]:
     return {"gpu": ", ".join(found.stdout.split("\n")).strip(", ")}
 
 
-def times_of(
+def record_times(
     arguments: argparse.Namespace,
     texts: Sequence[Text],
     target: ResolvedModel,
     drafts: Mapping[str, ResolvedModel],
-) -> Times:
-    """What an earlier run measured, where it had the same drafts; else measured now."""
-    path = arguments.out / "times.json"
+) -> None:
+    """Unless the same drafts were timed before."""
+    path = arguments.out / TIMES
     wanted = {name: draft.sha256 for name, draft in drafts.items()}
-    if path.exists() and (stored := json.loads(path.read_text()))["drafts"] == wanted:
-        verify = {int(size): value for size, value in stored["verify"].items()}
-        return Times(verify, stored["passes"], stored["copies"], stored["machine"])
+    if path.exists() and json.loads(path.read_text())["drafts"] == wanted:
+        return
     times = take_times(arguments, texts, target, drafts)
     part = path.with_suffix(".part")  # so that a kill leaves no half of it
     part.write_text(json.dumps({"drafts": wanted, **asdict(times)}, indent=1))
     part.replace(path)
-    return times
+
+
+def record(arguments: argparse.Namespace, named: Mapping[str, str]) -> None:
+    """
+    Args:
+        named: further draft models, names to files.
+    """
+    registry = Registry.load()
+    target = resolve(arguments.target, registry)
+    independent = resolve(arguments.independent, registry)
+    drafts = {
+        independent.name: independent,
+        **{name: resolve(file, registry) for name, file in named.items()},
+    }
+    record_target(arguments, target)
+    texts = read_texts(arguments.out)
+    record_times(arguments, texts, target, drafts)
+    for name, draft in drafts.items():
+        record_model(arguments, texts, name, draft)
+    record_lookahead(arguments, texts, "lookahead", independent, as_drafter)
+    record_lookahead(arguments, texts, "lookahead-target", target, as_target)
 
 
 # Tables, from what was recorded.
 
 
-def read_texts(folder: Path, limit: int | None, data: Path) -> list[Text]:
-    rows = {row["id"]: row for row in read_run(folder / "target")[1]}
-    ids = [id_ for id_, _, _ in questions(data, limit) if id_ in rows]
-    return [Text(id_, *(rows[id_][name] for name in ("task", "prompt_ids", "token_ids"))) for id_ in ids]
+def read_texts(folder: Path) -> list[Text]:
+    rows = read_run(folder / "target")[1]
+    return [Text(*(row[name] for name in ("id", "task", "prompt_ids", "token_ids"))) for row in rows]
+
+
+def read_times(folder: Path) -> tuple[Times, list[str]]:
+    """Times, and the names of the draft models, the independent one first."""
+    stored = json.loads((folder / TIMES).read_text())
+    names = list(stored.pop("drafts"))
+    return Times(**{**stored, "verify": {int(size): s for size, s in stored["verify"].items()}}), names
 
 
 def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], times: Times) -> list[Method]:
@@ -513,14 +538,14 @@ def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], tim
         rounds = by_length(lambda text, length: copied_rounds(text, copier_of(text), length))
         return Method(name, rounds, seconds_per_draft=times.copies[key])
 
-    def modelled(name: str, key: str, rounds_of: Callable[[Text, int], list[Round]]) -> Method:
-        return Method(name, by_length(rounds_of), seconds_per_pass=times.passes[key])
+    def ahead(shape: Shape) -> Method:
+        rounds = [_as_rounds(lookahead[text.id][str(shape)]) for text in texts]
+        name = lookahead_name(shape)
+        return Method(name, {MIDDLE: rounds}, seconds_per_pass=times.passes[name])
 
-    def recorded(shape: Shape) -> Callable[[Text, int], list[Round]]:
-        return lambda text, length: _as_rounds(lookahead[text.id][f"{shape}, {length}"])
-
-    def read_along(name: str) -> Callable[[Text, int], list[Round]]:
-        return lambda text, length: model_rounds(text, agrees[name][text.id], length)
+    def read_along(name: str) -> Method:
+        rounds = by_length(lambda text, length: model_rounds(text, agrees[name][text.id], length))
+        return Method(name, rounds, seconds_per_pass=times.passes[name])
 
     def combined(text: Text, length: int) -> list[Round]:
         return combined_rounds(text, agrees[independent][text.id], trust[length], length)
@@ -528,12 +553,16 @@ def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], tim
     return [
         copied("prompt lookup", "lookup", lambda _: LookupCopier()),
         copied("retrieval from the other answers", "retrieval", lambda text: indexes[text.id]),
-        *(modelled(lookahead_name(shape), lookahead_name(shape), recorded(shape)) for shape in SHAPES),
-        *(modelled(name, name, read_along(name)) for name in draft_names),
-        modelled(f"prompt lookup, else {independent}", independent, combined),
+        *map(ahead, SHAPES),
+        *map(read_along, draft_names),
+        Method(
+            f"prompt lookup, else {independent}",
+            by_length(combined),
+            seconds_per_pass=times.passes[independent],
+        ),
         Method(
             AT_TARGET,
-            {TASKS_AT: [_as_rounds(alone[text.id]) for text in texts]},
+            {MIDDLE: [_as_rounds(alone[text.id]) for text in texts]},
             target_pass_s=times.passes[AT_TARGET],
         ),
     ]
@@ -616,7 +645,9 @@ COLUMNS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="Spec-Bench's questions, JSON lines")
+    parser.add_argument(
+        "--data", type=Path, help="Spec-Bench's questions, JSON lines; unset makes the tables"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of what is recorded")
     parser.add_argument("--target", default=DEFAULT_TARGET, help="name or GGUF file")
     parser.add_argument("--independent", default=DEFAULT_DRAFT, help="draft model: name or GGUF file")
@@ -637,53 +668,49 @@ def main() -> None:
     named = dict(each.split("=", 1) for each in arguments.draft if "=" in each)
     if len(named) < len(arguments.draft):
         parser.error("--draft takes NAME=FILE, each name once")
-    registry = Registry.load()
-    target = resolve(arguments.target, registry)
-    independent = resolve(arguments.independent, registry)
-    drafts = {
-        independent.name: independent,
-        **{name: resolve(file, registry) for name, file in named.items()},
-    }
-    record_target(arguments, target)
-    texts = read_texts(arguments.out, arguments.limit, arguments.data)
-    times = times_of(arguments, texts, target, drafts)
-    for name, draft in drafts.items():
-        record_model(arguments, texts, name, draft)
-    record_lookahead(arguments, texts, "lookahead", independent, as_drafter)
-    record_lookahead(arguments, texts, "lookahead-target", target, as_target)
-    found = methods(arguments.out, texts, list(drafts), times)
+    if arguments.data is not None:
+        record(arguments, named)
+    tables(arguments.out, saved=arguments.limit is None)
+
+
+def tables(folder: Path, *, saved: bool) -> None:
+    """Show the tables of a folder, or save them, too."""
+    texts = read_texts(folder)
+    times, draft_names = read_times(folder)
+    manifest = read_run(folder / "target")[0]
+    num_tokens, target = manifest["identity"]["tokens"], manifest["about"]["target"]
+    found = methods(folder, texts, draft_names, times)
     rows = [
         row_of(method, length, times)
         for length in DRAFT_TOKENS
         for method in found
         if length in method.rounds
     ]
-    task_columns, task_rows = by_task(found, texts, TASKS_AT)
-    title = f"Spec-Bench, drafting at the edge for {target.name}"
-    task_title = f"Spec-Bench, drafting at the edge: acceptance length by task, drafts of {TASKS_AT}"
-    if arguments.limit is not None:
+    task_columns, task_rows = by_task(found, texts, MIDDLE)
+    title = f"Spec-Bench, drafting at the edge for {target}"
+    task_title = f"Spec-Bench, drafting at the edge: acceptance length by task, drafts of {MIDDLE}"
+    if not saved:
         show(title, COLUMNS, rows)
         show(task_title, task_columns, task_rows)
         return
-    command = f"python -m benchmarks.spec_bench --data {arguments.data.name} --tokens {arguments.tokens}"
-    command += "".join(f" --draft {name}=..." for name in named)
-    command += f" --gpu-layers {arguments.gpu_layers}" if arguments.gpu_layers else ""
-    num_tokens = sum(len(text.token_ids) for text in texts)
+    command = f"python -m benchmarks.spec_bench --data spec_bench.jsonl --tokens {num_tokens}"
+    command += "".join(f" --draft {name}=FILE" for name in draft_names[1:])
+    total = sum(len(text.token_ids) for text in texts)
     steps = ", ".join(f"{size}: {1e3 * value:.2f} ms" for size, value in sorted(times.verify.items()))
     save(
         "spec_bench_edge",
         command=command,
         title=title,
         notes=(
-            f"{len(texts)} questions, first turns, greedy, {num_tokens} tokens of the target's own text in"
-            f" answers of at most {arguments.tokens}, made many at once. Every drafter is held against that"
+            f"{len(texts)} questions, first turns, greedy, {total} tokens of the target's own text in"
+            f" answers of at most {num_tokens}, made many at once. Every drafter is held against that"
             " text round by round, a fixed number of draft tokens, no confidence exit. Acceptance length:"
             " tokens a round, the target's own included. Accepted at position i: share of the drafts of at"
             " least i tokens whose first i tokens all stand. Speed-up over the target's plain stream without"
             " a link: tokens a round / (cost of the round's draft + 1) in target steps, which is Leviathan's"
             " formula with the acceptance length as measured; and the same with a verification's cost as"
             f" timed here (tokens in a pass: {steps}). Retrieval's store is the target's answers to the other"
-            f" questions, as `remember_answers` keeps them. Lookahead runs on {independent.name}, and its"
+            f" questions, as `remember_answers` keeps them. Lookahead runs on {draft_names[0]}, and its"
             " drafts are that model's own; its last row is the target's own text without a draft model. W, N"
             " and G as in its paper. 95% bootstrap intervals over questions, costs taken as fixed."
         ),
