@@ -393,13 +393,32 @@ async def measure_resident(target: VllmTarget, arguments: argparse.Namespace, ta
     edges = Edges(target, max(arguments.edges))
     await edges.run(max(arguments.edges), usual(), 1.0)
     await target.llm.collective_rpc("time_preparation")
+    if arguments.explain:
+        await target.llm.collective_rpc("watch_steps")
     for count, load in [(count, load) for load in LOADS[arguments.run] for count in arguments.edges]:
         if arguments.seconds_left() < CELL_S:
             break
+        before = await steps(target)
         table.add(count, load, await edges.run(count, load, arguments.seconds))
+        if arguments.explain:
+            explain(before, await steps(target))
     if arguments.run == "usual":
         async for count, (tokens_s, _) in decode_all(target, arguments):
             table.add_alone("plain decoding, the same engine as resident", count, tokens_s)
+
+
+async def steps(target: VllmTarget) -> dict[str, tuple[int, float]]:
+    [found] = await target.llm.collective_rpc("steps")
+    return dict(found)
+
+
+def explain(before: dict[str, tuple[int, float]], after: dict[str, tuple[int, float]]) -> None:
+    """Print what one call of each part of a step took, prompts and warm-up included."""
+    for what, (calls, seconds) in after.items():
+        calls_before, seconds_before = before.get(what, (0, 0.0))
+        if calls > calls_before:
+            calls, seconds = calls - calls_before, seconds - seconds_before
+            print(f"    {what}: {calls} calls, {1e3 * seconds / calls:.2f} ms each", flush=True)
 
 
 MEASURE = {
@@ -422,6 +441,7 @@ def main() -> None:
     parser.add_argument("--draft-shape", choices=SHAPES, default=DRAFT_SHAPE)
     parser.add_argument("--engine", default='{"max_num_batched_tokens": 8192}', help="of vLLM's, as JSON")
     parser.add_argument("--budget", type=float, default=500.0, help="seconds that all may take")
+    parser.add_argument("--explain", action="store_true", help="print what a step's parts take")
     parser.add_argument("--rows", type=Path, help="file for the rows so far, written after each")
     arguments = parser.parse_args()
     arguments.edges = arguments.edges or EDGES[arguments.run]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 
 from cloud_service.targets.vllm_scheduler import RemoteDraftScheduler
 
+WATCHED = ("execute_model", "sample_tokens", "_model_forward", "_sample", "_bookkeeping_sync")
+"""Of the runner, by `--explain`: some within others, and with what they wait for."""
+
 _spent: dict[str, float] = {}
 """Seconds of the engine's thread by what it did, in this process."""
+_calls: Counter[str] = Counter()
 
 
 def _timed(what: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,6 +26,7 @@ def _timed(what: str, work: Callable[..., Any]) -> Callable[..., Any]:
             return work(*args, **kwargs)
         finally:
             _spent[what] = _spent.get(what, 0.0) + time.perf_counter() - began
+            _calls[what] += 1
 
     return timed
 
@@ -49,6 +55,15 @@ class ForcedAcceptance:
         for name in ("_update_states", "_prepare_inputs"):
             setattr(runner, name, _timed("prepare", getattr(runner, name)))
 
+    def watch_steps(self) -> None:
+        """Measure what a step waits for besides, the GPU's part included."""
+        for name in WATCHED:
+            setattr(self.model_runner, name, _timed(name, getattr(self.model_runner, name)))
+
     def spent(self) -> dict[str, float]:
         """Seconds so far; without the scheduler's where the worker has a process of its own."""
-        return dict(_spent)
+        return {what: seconds for what, seconds in _spent.items() if what not in WATCHED}
+
+    def steps(self) -> dict[str, tuple[int, float]]:
+        """Calls and seconds so far, of everything that is measured."""
+        return {what: (_calls[what], seconds) for what, seconds in _spent.items()}
