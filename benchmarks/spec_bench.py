@@ -389,9 +389,7 @@ def take_times(
     drafts: Mapping[str, ResolvedModel],
 ) -> Times:
     """Every cost in turn, round after round, on the texts of a few questions."""
-    verify: dict[int, list[float]] = {
-        size: [] for size in (1, 2, 4, 1 + min(DRAFT_TOKENS), 1 + max(DRAFT_TOKENS))
-    }
+    verify: dict[int, list[float]] = {size: [] for size in (1, 2, *(1 + each for each in DRAFT_TOKENS))}
     passes: dict[str, list[float]] = {name: [] for name in drafts}
     copies: dict[str, list[float]] = {"lookup": [], "retrieval": []}
     with ExitStack() as stack:
