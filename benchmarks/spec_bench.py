@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -524,8 +524,10 @@ def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], tim
         name: {row["id"]: row["agrees"] for row in read_run(folder / "drafts" / name)[1]}
         for name in draft_names
     }
-    lookahead = {row["id"]: row["rounds"] for row in read_run(folder / "lookahead")[1]}
-    alone = {row["id"]: row["rounds"] for row in read_run(folder / "lookahead-target")[1]}
+    lookahead, alone = (
+        {row["id"]: row["rounds"] for row in read_run(folder / name)[1]} if (folder / name).exists() else {}
+        for name in ("lookahead", "lookahead-target")
+    )
     indexes = {text.id: other_answers(texts, text) for text in texts}
     trust = {length: Trust() for length in DRAFT_TOKENS}
 
@@ -536,10 +538,15 @@ def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], tim
         rounds = by_length(lambda text, length: copied_rounds(text, copier_of(text), length))
         return Method(name, rounds, seconds_per_draft=times.copies[key])
 
+    def stored(rounds: Mapping[str, list[list[int]]]) -> list[list[Round]]:
+        return [[Round(*each) for each in rounds.get(text.id, ())] for text in texts]
+
     def ahead(shape: Shape) -> Method:
-        rounds = [_as_rounds(lookahead[text.id][str(shape)]) for text in texts]
         name = lookahead_name(shape)
-        return Method(name, {MIDDLE: rounds}, seconds_per_pass=times.passes[name])
+        rounds = {id_: rounds[str(shape)] for id_, rounds in lookahead.items()}
+        return Method(
+            _of_some(name, rounds, texts), {MIDDLE: stored(rounds)}, seconds_per_pass=times.passes[name]
+        )
 
     def read_along(name: str) -> Method:
         rounds = by_length(lambda text, length: model_rounds(text, agrees[name][text.id], length))
@@ -548,7 +555,7 @@ def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], tim
     def combined(text: Text, length: int) -> list[Round]:
         return combined_rounds(text, agrees[independent][text.id], trust[length], length)
 
-    return [
+    found = [
         copied("prompt lookup", "lookup", lambda _: LookupCopier()),
         copied("retrieval from the other answers", "retrieval", lambda text: indexes[text.id]),
         *map(ahead, SHAPES),
@@ -559,20 +566,22 @@ def methods(folder: Path, texts: Sequence[Text], draft_names: Sequence[str], tim
             seconds_per_pass=times.passes[independent],
         ),
         Method(
-            AT_TARGET,
-            {MIDDLE: [_as_rounds(alone[text.id]) for text in texts]},
+            _of_some(AT_TARGET, alone, texts),
+            {MIDDLE: stored(alone)},
             target_pass_s=times.passes[AT_TARGET],
         ),
     ]
+    return [method for method in found if any(map(any, method.rounds.values()))]
 
 
-def _as_rounds(stored: Sequence[Sequence[int]]) -> list[Round]:
-    return [Round(*each) for each in stored]
+def _of_some(name: str, done: Collection[str], texts: Sequence[Text]) -> str:
+    """Lookahead takes longest: a run that was stopped in it still has its tables."""
+    return name if len(done) == len(texts) else f"{name} ({len(done)} of {len(texts)} questions)"
 
 
 def row_of(method: Method, draft_tokens: int, times: Times) -> list[str]:
     """One row of the table; sums over texts, intervals by drawing texts."""
-    texts = method.rounds[draft_tokens]
+    texts = [text for text in method.rounds[draft_tokens] if text]
     rounds = [each for text in texts for each in text]
     step = times.verify[1]
     drafted = sum(each.drafted for each in rounds)
@@ -622,7 +631,8 @@ def by_task(
                 if text.task == task
                 for each in mine
             ]
-            row.append(f"{sum(each.accepted + 1 for each in rounds) / len(rounds):.2f}")
+            tokens = sum(each.accepted + 1 for each in rounds)
+            row.append(f"{tokens / len(rounds):.2f}" if rounds else "-")
         rows.append(row)
     counts = Counter(text.task for text in texts)
     return ["method", *(f"{task} ({counts[task]})" for task in tasks)], rows

@@ -42,8 +42,8 @@ def test_a_table_is_made_once_and_again_without_models(tiny_pair, data, tmp_path
     for length in map(str, spec_bench.DRAFT_TOKENS):
         # The target drafts for itself, and a model's drafts are the same however it makes them.
         assert first["itself", length][1] == " ".join(["1.00"] * len(spec_bench.POSITIONS[int(length)]))
+    middle = str(spec_bench.MIDDLE)
     for shape in spec_bench.SHAPES:
-        middle = str(spec_bench.MIDDLE)
         assert first[spec_bench.lookahead_name(shape), middle][:3] == first[draft, middle][:3]
     assert first[spec_bench.AT_TARGET, "-"][1].startswith("-")
 
@@ -57,3 +57,13 @@ def test_a_table_is_made_once_and_again_without_models(tiny_pair, data, tmp_path
     data.unlink()
     spec_bench.main()
     assert table(capsys) == first
+
+    # Stopped before Lookahead was through: its rows say how far it came.
+    (out / "lookahead" / "rows.jsonl").write_text(
+        (out / "lookahead" / "rows.jsonl").read_text().splitlines(keepends=True)[0]
+    )
+    spec_bench.main()
+    some = table(capsys)
+    name = spec_bench.lookahead_name(spec_bench.PAPERS_SHAPE)
+    assert (f"{name} (1 of 3 questions)", middle) in some
+    assert (name, middle) not in some
