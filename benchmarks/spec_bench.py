@@ -67,12 +67,12 @@ SHAPES = (Shape(window=5, ngram=3, guesses=5), PAPERS_SHAPE)
 CONTEXT_TOKENS = 2048
 TIMES = "times.json"
 TIMED_QUESTIONS = 3
-TIMED_ROUNDS = 10
+TIMED_ROUNDS = 30
+"""So many that most of Lookahead's passes have a full pool."""
 TASKS = ("translation", "summarization", "qa", "math_reasoning", "rag")
 """Of Spec-Bench; what is none of them is MT-Bench's, its multi-turn conversation."""
 
 Key = TypeVar("Key", int, str)
-
 
 AT_TARGET = f"Lookahead, {PAPERS_SHAPE}, by the target itself"
 
