@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from benchmarks.harness import save
-from edge_agent.evaluation.metrics import Estimate
 from edge_agent.evaluation.runs import read_run
 from edge_agent.evaluation.summary import summarise_guide
+from shared.bootstrap import Estimate
 
 
 def percent(estimate: Estimate | None) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import save
-from edge_agent.evaluation.metrics import auroc, bootstrap_interval
+from edge_agent.evaluation.metrics import auroc
+from shared.bootstrap import bootstrap_interval
 from shared.routing import WATCH_TOKENS
 
 

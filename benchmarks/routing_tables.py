@@ -36,12 +36,13 @@ from edge_agent.evaluation.crossfit import (
 from edge_agent.evaluation.feature_sets import feature_sets, with_course
 from edge_agent.evaluation.items import load_items
 from edge_agent.evaluation.markdown import markdown_table, show
-from edge_agent.evaluation.metrics import Estimate, Floats
+from edge_agent.evaluation.metrics import Floats
 from edge_agent.evaluation.priors import with_prior_of_questions
 from edge_agent.evaluation.runs import Row, read_run
 from edge_agent.evaluation.summary import verdict
 from edge_agent.routing.calibration import Calibration, Result, fit, result_of
 from edge_agent.routing.probes import GUESSES, SHAPE_FEATURES, default_probes
+from shared.bootstrap import Estimate, bootstrap_interval, paired_bootstrap_difference
 
 PAGE = Path(__file__).parent.parent / "docs" / "routing.md"
 FOLDERS = (
@@ -89,8 +90,8 @@ def prompt_length(rows: Sequence[Row]) -> Floats:
 
 
 def apgr_and_difference(scores: Floats, rows: Sequence[Row], edge: Bools, cloud: Bools) -> list[str]:
-    found = metrics.bootstrap_interval(metrics.apgr, scores, edge, cloud)
-    gained = metrics.paired_bootstrap_difference(metrics.apgr, scores, prompt_length(rows), edge, cloud)
+    found = bootstrap_interval(metrics.apgr, scores, edge, cloud)
+    gained = paired_bootstrap_difference(metrics.apgr, scores, prompt_length(rows), edge, cloud)
     return [show(found), f"{show(gained)} {verdict(gained)}"]
 
 
@@ -118,7 +119,7 @@ ROUTERS = (
 
 def calibrated(probabilities: Floats, labels: Bools) -> list[str]:
     ece, ceiling = metrics.ece(probabilities, labels), metrics.ece_ceiling(probabilities)
-    skill = metrics.bootstrap_interval(metrics.brier_skill, probabilities, labels)
+    skill = bootstrap_interval(metrics.brier_skill, probabilities, labels)
     return [f"{ece:.3f} ({ceiling:.3f})", show(skill)]
 
 
@@ -261,7 +262,7 @@ def _against_errors(rows: Sequence[Row], probe: str, *, with_interval: bool) -> 
 
 
 def _own_errors(rows: Sequence[Row], scores: Floats) -> Estimate:
-    return metrics.bootstrap_interval(metrics.auroc, scores, [not row["edge"]["correct"] for row in rows])
+    return bootstrap_interval(metrics.auroc, scores, [not row["edge"]["correct"] for row in rows])
 
 
 def _short(estimate: Estimate) -> str:
@@ -384,7 +385,7 @@ def length(runs: Runs) -> str:
             [
                 f"{name}, n = {len(rows)}",
                 f"{tokens.mean():.0f}",
-                show(metrics.bootstrap_interval(np.mean, constant), 1),
+                show(bootstrap_interval(np.mean, constant), 1),
                 *(
                     f"{np.abs(p - tokens).mean():.1f}, {_ratio(np.abs(p - tokens), constant)}"
                     for p in fitted.values()
@@ -410,7 +411,7 @@ def _answered(row: Row) -> Row | None:
 
 
 def _ratio(errors: Floats, constant: Floats) -> str:
-    return show(metrics.bootstrap_interval(lambda a, b: float(a.sum() / b.sum()), errors, constant), 2)
+    return show(bootstrap_interval(lambda a, b: float(a.sum() / b.sum()), errors, constant), 2)
 
 
 def late_evidence(runs: Runs) -> str:
@@ -452,8 +453,8 @@ def calibration(runs: Runs) -> str:
             lines.append(
                 [
                     f"{'with' if form else 'without'} shape: {name}, n = {inside.sum():,}",
-                    show(metrics.bootstrap_interval(metrics.auroc, q, n)),
-                    show(metrics.bootstrap_interval(metrics.apgr, q, edge[inside], cloud[inside])),
+                    show(bootstrap_interval(metrics.auroc, q, n)),
+                    show(bootstrap_interval(metrics.apgr, q, edge[inside], cloud[inside])),
                     *calibrated(q, n),
                     f"{sent[inside][n].mean():.0%} and {sent[inside][~n].mean():.0%}",
                 ]

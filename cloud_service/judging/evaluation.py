@@ -14,28 +14,16 @@ from numpy.typing import NDArray
 
 from cloud_service.judging.labels import RIGHT, WRONG, token_labels
 from cloud_service.judging.states import ReadAnswer
+from shared.bootstrap import Estimate, bootstrap_interval
 from shared.judge import JudgeHead
 from shared.labelled_answers import LabelledAnswer
 
 Bool = NDArray[np.bool_]
-_DRAWS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95% interval, by a bootstrap over questions; NaN where nothing was counted."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Of a head on one set of questions."""
+    """Of a head on one set of questions; NaN where nothing was counted."""
 
     num_questions: int
     num_answers: int
@@ -86,14 +74,11 @@ def evaluate(
     by_question = np.zeros((len(questions), len(names)))
     for each in counts:
         by_question[questions.index(each.question)] += [getattr(each, name) for name in names]
-    rng = np.random.default_rng(0)
-    drawn = by_question[rng.integers(0, len(questions), (_DRAWS, len(questions)))].sum(axis=1)
-    total = by_question.sum(axis=0)
 
     def estimate(figure: Callable[[dict[str, float]], float]) -> Estimate:
-        draws = [figure(dict(zip(names, row, strict=True))) for row in drawn]
-        low, high = np.nanquantile(draws, (0.025, 0.975)) if np.isfinite(draws).any() else (np.nan, np.nan)
-        return Estimate(figure(dict(zip(names, total, strict=True))), float(low), float(high))
+        return bootstrap_interval(
+            lambda rows: figure(dict(zip(names, rows.sum(axis=0), strict=True))), by_question
+        )
 
     return Quality(
         num_questions=len(questions),

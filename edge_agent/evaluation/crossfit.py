@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_agent.evaluation import metrics
-from edge_agent.evaluation.metrics import Estimate, Floats
+from edge_agent.evaluation.metrics import Floats
 from edge_agent.routing.calibration import MIN_QUESTIONS
+from shared.bootstrap import Estimate, bootstrap_interval, paired_bootstrap_difference
 from shared.errors import InvalidRequest, InvalidSetting
 
 Row = Mapping[str, Any]
@@ -272,10 +273,8 @@ def sweep(
                 num_questions=len(use),
                 auroc_hard=metrics.auroc(crossfit_probability(table, ~edge, method=method), ~edge),
                 auroc_need=metrics.auroc(p, need),
-                apgr=metrics.bootstrap_interval(metrics.apgr, p, edge, cloud, draws=draws),
-                over_length=metrics.paired_bootstrap_difference(
-                    metrics.apgr, p, lengths, edge, cloud, draws=draws
-                ),
+                apgr=bootstrap_interval(metrics.apgr, p, edge, cloud, draws=draws),
+                over_length=paired_bootstrap_difference(metrics.apgr, p, lengths, edge, cloud, draws=draws),
                 gain_apgr=gain_apgr,
                 boosting_apgr=metrics.apgr(crossfit_probability(table, need, method="boosting"), edge, cloud),
                 ece=metrics.ece(p, need),

@@ -7,13 +7,12 @@ empty one or a NaN in it raises ValueError.
 
 Sources: RouteLLM (Ong et al. 2024, arXiv:2406.18665) for PGR, APGR and CPT; Guo et al. 2017, arXiv:1706.04599
 for ECE; Brier 1950; Zheng et al. 2023, arXiv:2305.13144 for lengths; Leviathan et al. 2023, arXiv:2211.17192
-for speculation; Efron 1979 for the bootstrap.
+for speculation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -359,93 +358,6 @@ def stop_and_wait_break_even_rtt(
 
 def _ratio(part: Any, whole: Any) -> float:
     return float(part / whole) if whole else math.nan
-
-
-# --- bootstrap -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number with its interval."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    num_undefined: int = 0
-    """Draws in which the statistic was not defined; the interval leaves them out."""
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-
-def bootstrap_interval(
-    statistic: Callable[..., float],
-    *arrays: ArrayLike,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Estimate:
-    """Percentile bootstrap: the statistic on questions drawn again with replacement, all arrays alike.
-
-    Args:
-        statistic: of the arrays; NaN where it is not defined.
-        arrays: each [n, ...], one entry a question.
-        level: share of the draws inside the interval.
-    """
-    return bootstrap_intervals(
-        lambda *drawn: np.array([statistic(*drawn)]), *arrays, draws=draws, seed=seed, level=level
-    )[0]
-
-
-def bootstrap_intervals(
-    statistics: Callable[..., ArrayLike],
-    *arrays: ArrayLike,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> list[Estimate]:
-    """`bootstrap_interval` of several statistics on the same draws; `statistics` returns [k]."""
-    columns = [np.asarray(array) for array in arrays]
-    num = len(columns[0]) if columns else 0
-    _check(num > 0 and all(len(column) == num for column in columns), "arrays must be of one length, n > 0")
-    values = np.asarray(statistics(*columns), float)
-    rng = np.random.default_rng(seed)
-    drawn = np.empty((draws, len(values)))
-    for i in range(draws):
-        chosen = rng.integers(num, size=num)
-        drawn[i] = statistics(*(column[chosen] for column in columns))
-    return [_estimate(value, drawn[:, i], level) for i, value in enumerate(values)]
-
-
-def paired_bootstrap_difference(
-    statistic: Callable[..., float],
-    first: ArrayLike,
-    second: ArrayLike,
-    *shared: ArrayLike,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Estimate:
-    """statistic(first, *shared) - statistic(second, *shared), both on the same questions in each draw."""
-    return bootstrap_interval(
-        lambda a, b, *rest: statistic(a, *rest) - statistic(b, *rest),
-        first,
-        second,
-        *shared,
-        draws=draws,
-        seed=seed,
-        level=level,
-    )
-
-
-def _estimate(value: float, drawn: Floats, level: float) -> Estimate:
-    defined = drawn[~np.isnan(drawn)]
-    undefined = len(drawn) - len(defined)
-    if math.isnan(value) or not defined.size:
-        return Estimate(float(value), num_undefined=undefined)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(value), float(low), float(high), undefined)
 
 
 # --- input -----------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
-from edge_agent.evaluation.metrics import Bins, Estimate, Floats
+from edge_agent.evaluation.metrics import Bins, Floats
+from shared.bootstrap import Estimate
 
 COLOURS = {
     "paper": "#fefefe",

@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_agent.evaluation import plots
 from edge_agent.evaluation.markdown import show
-from edge_agent.evaluation.metrics import Bins, Estimate
+from edge_agent.evaluation.metrics import Bins
 from edge_agent.evaluation.page import Part, Picture, Section, Table
 from edge_agent.evaluation.plots import Curve, Group, Setting
 from edge_agent.evaluation.runs import Row, read_run
@@ -29,6 +29,7 @@ from edge_agent.evaluation.summary import (
     summarise_routing,
     summarise_speculation,
 )
+from shared.bootstrap import Estimate
 from shared.errors import InvalidRequest
 
 INTERVALS = "In brackets: 95% interval, percentile bootstrap over questions."

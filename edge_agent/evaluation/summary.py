@@ -27,7 +27,8 @@ from edge_agent.evaluation.crossfit import (
     outcomes,
 )
 from edge_agent.evaluation.markdown import markdown_table, show
-from edge_agent.evaluation.metrics import Estimate, Floats
+from edge_agent.evaluation.metrics import Floats
+from shared.bootstrap import Estimate, bootstrap_interval, bootstrap_intervals, paired_bootstrap_difference
 from shared.errors import InvalidRequest
 
 Role = Literal["blend", "boosting", "length", "probe", "random", "oracle"]
@@ -226,13 +227,13 @@ def _summarise_pair(
         if cloud is not None:
             confusion = metrics.confusion(p, label, threshold)
             difference = _defined(
-                metrics.paired_bootstrap_difference(metrics.apgr, p, length, edge, cloud, draws=draws)
+                paired_bootstrap_difference(metrics.apgr, p, length, edge, cloud, draws=draws)
             )
     return RoutingSummary(
         pair=pair,
         num_questions=len(rows),
-        edge=metrics.bootstrap_interval(np.mean, edge, draws=draws),
-        cloud=None if cloud is None else metrics.bootstrap_interval(np.mean, cloud, draws=draws),
+        edge=bootstrap_interval(np.mean, edge, draws=draws),
+        cloud=None if cloud is None else bootstrap_interval(np.mean, cloud, draws=draws),
         routers=routers,
         blend_minus_length=difference,
         reliability=None if p is None else _reliability(p, label, draws),
@@ -252,11 +253,11 @@ def _router(name: str, role: Role, scores: Floats, edge: Bools, cloud: Bools | N
     order = np.unique(scores, return_inverse=True)[1]
     num_missing = int(unknown.sum())
     if cloud is None:
-        hard = _defined(metrics.bootstrap_interval(metrics.auroc, order, ~edge, draws=draws))
+        hard = _defined(bootstrap_interval(metrics.auroc, order, ~edge, draws=draws))
         return Router(name, role, None, None, None, None, hard, None, None, None, num_missing)
     shares, accuracies = metrics.accuracy_curve(scores, edge, cloud)
     gap = metrics.pgr_curve(scores, edge, cloud)[1]
-    found = metrics.bootstrap_intervals(
+    found = bootstrap_intervals(
         lambda *drawn: astuple(metrics.router_figures(*drawn)), order, edge, cloud, draws=draws
     )
     hard, need, apgr, cpt50, cpt80 = map(_defined, found)
@@ -277,7 +278,7 @@ def _router(name: str, role: Role, scores: Floats, edge: Bools, cloud: Bools | N
 
 def _reliability(p: Floats, label: Bools, draws: int) -> Reliability:
     bins = metrics.reliability(p, label)
-    ece, brier, skill = metrics.bootstrap_intervals(
+    ece, brier, skill = bootstrap_intervals(
         lambda q, y: [metrics.ece(q, y), metrics.brier(q, y), metrics.brier_skill(q, y)],
         p,
         label,
@@ -633,7 +634,7 @@ def _floor(rows: Sequence[Row], temperature: float, draws: int) -> NoiseFloor | 
     ]
     if not differences:
         return None
-    found = metrics.bootstrap_interval(np.mean, differences, draws=draws)
+    found = bootstrap_interval(np.mean, differences, draws=draws)
     return NoiseFloor(temperature, len(differences), found)
 
 
@@ -652,7 +653,7 @@ def _ratio_interval(parts: ArrayLike, wholes: ArrayLike, draws: int) -> Estimate
         total = whole.sum()
         return float(part.sum() / total) if total else math.nan
 
-    return metrics.bootstrap_interval(ratio, parts, wholes, draws=draws)
+    return bootstrap_interval(ratio, parts, wholes, draws=draws)
 
 
 # --- speculation -----------------------------------------------------------------------------------------
@@ -730,7 +731,7 @@ def _setting(rows: Sequence[Row], draws: int) -> SettingSummary:
         return np.array([row[name] for row in of], float)
 
     def interval(statistic: Callable[..., float], *names: str, of: Sequence[Row] = rows) -> Estimate:
-        return metrics.bootstrap_interval(statistic, *(column(name, of) for name in names), draws=draws)
+        return bootstrap_interval(statistic, *(column(name, of) for name in names), draws=draws)
 
     def known(name: str) -> list[Row]:
         return [row for row in rows if row.get(name) is not None]
@@ -805,7 +806,7 @@ def _guidance(rows: Sequence[Row], alone: Mapping[str, Row], draws: int) -> Guid
         setting=rows[0]["setting"],
         num_questions=len(pairs),
         target_tokens=_ratio_interval(*columns("target_tokens", pairs), draws),
-        accuracy=metrics.bootstrap_interval(np.mean, own, draws=draws) if graded else None,
+        accuracy=bootstrap_interval(np.mean, own, draws=draws) if graded else None,
         of_cloud=_ratio_interval(own, cloud, draws) if graded else None,
     )
 

@@ -15,6 +15,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 
 from edge_agent.evaluation import metrics
+from shared.bootstrap import bootstrap_interval, paired_bootstrap_difference
 from shared.speed import break_even_rtt, expected_acceptance_length, stop_and_wait_tokens_per_s
 
 # Five questions: only the cloud gets two of them right, both the third, none the fourth, the edge the fifth.
@@ -140,7 +141,7 @@ def test_the_confusion_has_need_in_rows_and_route_in_columns():
         pytest.param(lambda: metrics.apgr([[1, 2]], [[0, 1]], [[1, 1]]), id="two dimensions"),
         pytest.param(lambda: metrics.ece([0.5, 1.2], [0, 1]), id="a probability above 1"),
         pytest.param(lambda: metrics.length_figures([1.0], [np.nan]), id="an unknown length"),
-        pytest.param(lambda: metrics.bootstrap_interval(np.mean), id="nothing to draw from"),
+        pytest.param(lambda: bootstrap_interval(np.mean), id="nothing to draw from"),
     ],
 )
 def test_arrays_that_are_no_questions_are_refused(bad):
@@ -285,34 +286,34 @@ def test_a_measured_acceptance_length_gives_what_the_assumed_rate_gives():
 
 def test_the_interval_of_a_mean_is_that_of_theory():
     sample = np.random.default_rng(1).normal(10, 2, size=400)
-    found = metrics.bootstrap_interval(np.mean, sample)
+    found = bootstrap_interval(np.mean, sample)
     half = 1.96 * sample.std() / 20
     assert found.value == sample.mean()
     assert (found.low, found.high) == pytest.approx((sample.mean() - half, sample.mean() + half), abs=0.03)
-    assert metrics.bootstrap_interval(np.mean, sample) == found
+    assert bootstrap_interval(np.mean, sample) == found
 
 
 def test_a_paired_difference_is_narrower_than_what_is_common_to_both():
     rng = np.random.default_rng(2)
     common = rng.normal(0, 10, size=300)
-    found = metrics.paired_bootstrap_difference(np.mean, common + 1, common)
+    found = paired_bootstrap_difference(np.mean, common + 1, common)
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
     assert found.excludes_zero
-    assert not metrics.bootstrap_interval(np.mean, common).excludes_zero
+    assert not bootstrap_interval(np.mean, common).excludes_zero
 
 
 def test_draws_in_which_nothing_is_defined_are_left_out_and_counted():
     scores, labels = np.arange(5), np.array([0, 0, 0, 0, 1])
-    found = metrics.bootstrap_interval(metrics.auroc, scores, labels)
+    found = bootstrap_interval(metrics.auroc, scores, labels)
     # Without the one positive: (4/5)^5; with nothing else: (1/5)^5.
     assert found.num_undefined == pytest.approx(1000 * (0.8**5 + 0.2**5), abs=50)
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
-    assert math.isnan(metrics.bootstrap_interval(metrics.auroc, scores, np.zeros(5)).low)
+    assert math.isnan(bootstrap_interval(metrics.auroc, scores, np.zeros(5)).low)
 
 
 def test_a_thousand_draws_over_two_thousand_questions_take_moments():
     rng = np.random.default_rng(0)
     scores, edge, cloud = rng.normal(size=2000), rng.random(2000) < 0.5, rng.random(2000) < 0.7
     began = time.process_time()
-    metrics.bootstrap_interval(metrics.apgr, scores, edge, cloud)
+    bootstrap_interval(metrics.apgr, scores, edge, cloud)
     assert time.process_time() - began < 3.0

@@ -21,10 +21,11 @@ from matplotlib.image import imread
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from edge_agent.evaluation import crossfit, plots, sections
-from edge_agent.evaluation.metrics import Bins, Estimate
+from edge_agent.evaluation.metrics import Bins
 from edge_agent.evaluation.page import Page, Part, Picture, Section, Table, to_html, to_markdown
 from edge_agent.evaluation.plots import Curve, Group, Setting
 from edge_agent.evaluation.report import write_report
+from shared.bootstrap import Estimate
 from shared.errors import InvalidRequest, InvalidSetting
 from tests.eval_runs import Row, length_rows, routing_rows, speculation_rows, write_run
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from edge_agent.evaluation import metrics
-from edge_agent.evaluation.metrics import Estimate
 from edge_agent.evaluation.summary import (
     as_json,
     summarise_length,
@@ -17,6 +16,7 @@ from edge_agent.evaluation.summary import (
     summarise_speculation,
     verdict,
 )
+from shared.bootstrap import Estimate, bootstrap_interval
 
 DRAWS = 100
 
@@ -76,7 +76,7 @@ def test_every_router_stands_as_it_is_beside_random_length_and_oracle(own_and_la
     assert all(router.cpt50.value >= best for router in own.routers)
     who = np.array([row["features"]["who"] for row in routing_rows()])
     edge, cloud = (np.array([row[m]["correct"] for row in routing_rows()]) for m in ("edge", "cloud"))
-    expected = metrics.bootstrap_interval(metrics.apgr, who, edge, cloud, draws=DRAWS)
+    expected = bootstrap_interval(metrics.apgr, who, edge, cloud, draws=DRAWS)
     assert routers["who"].apgr == expected
     assert routers["value of ten-times"].num_missing == 90
     assert "value of who" not in routers  # a feature says the same already
