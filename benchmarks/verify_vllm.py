@@ -18,15 +18,18 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 
 from benchmarks.harness import quantile, save
-from cloud_service.targets.base import GenerateOptions
+from cloud_service.targets import vllm_judge
+from cloud_service.targets.base import GenerateOptions, TextSide
 from cloud_service.targets.hf_text import HfText
 from cloud_service.targets.vllm import VllmTarget, engine_config
+from shared.judge import JudgeHead
 from shared.messages import Message
 from shared.sampling import Sampling
 from shared.vocab import TokenKind, Vocabulary
@@ -83,20 +86,29 @@ def write_shape(folder: Path, name: str, max_tokens: int) -> None:
 async def loaded(arguments: argparse.Namespace) -> AsyncIterator[VllmTarget]:
     with tempfile.TemporaryDirectory() as folder:
         options = {"max_model_len": arguments.max_tokens, **json.loads(arguments.engine)}
+        judged = "judge" in arguments.parts
+        if judged:
+            options |= vllm_judge.engine_options()
         model = arguments.model
         if model in SHAPES:
             write_shape(Path(folder), model, arguments.max_tokens)
             config = engine_config(folder, {"load_format": "dummy", **options})
-            vocab_size = config.model_config.get_vocab_size()
-            target = VllmTarget(config, Numbers(model, vocab_size))
+            text: TextSide = Numbers(model, config.model_config.get_vocab_size())
         else:
             config = engine_config(model, options)
             vocab_size = config.model_config.get_vocab_size()
-            target = VllmTarget(config, HfText.load(model, Path(model).name, vocab_size=vocab_size))
+            text = HfText.load(model, Path(model).name, vocab_size=vocab_size)
+        head = random_head(config.model_config.get_hidden_size()) if judged else None
+        target = VllmTarget(config, text, head)
         try:
             yield target
         finally:
             await target.close()
+
+
+def random_head(hidden_size: int) -> JudgeHead:
+    weight = np.random.default_rng(0).normal(size=hidden_size)
+    return JudgeHead(model="", model_sha256="", weight=weight, bias=0.0, threshold=0.5)
 
 
 class Bench:
@@ -110,9 +122,11 @@ class Bench:
     def text(self, length: int) -> list[int]:
         return self._rng.choices(self._ids, k=length)
 
-    async def score(self, text: list[int], num_rows: int, width: int, salt: str | None = None) -> None:
+    async def score(
+        self, text: list[int], num_rows: int, width: int, salt: str | None = None, num_judged: int = 0
+    ) -> None:
         async with self.target.sequence(text, tenant=salt) as sequence:
-            await sequence.score(text, num_rows=num_rows, width=width)
+            await sequence.score(text, num_rows=num_rows, width=width, num_judged=num_judged)
 
     async def bare(self, text: list[int], num_rows: int, width: int) -> None:
         """The request of a round with nothing of ours around it."""
@@ -148,6 +162,15 @@ class Bench:
             ratios.append(ours / await timed_ms(self.bare(other, draft + 1, 1)))
         return statistics.median(ratios[2:])
 
+    async def judged_ms(self, context: int, draft: int) -> tuple[float, float]:
+        """Medians of a lossless and of a judged round, taken in turn on equal terms."""
+        lossless, judged = [], []
+        async for text in self._texts(context, draft):
+            other = text[:-draft] + self.text(draft)
+            lossless.append(await timed_ms(self.score(text, draft + 1, 1)))
+            judged.append(await timed_ms(self.score(other, draft + 1, 1, num_judged=draft)))
+        return statistics.median(lossless[2:]), statistics.median(judged[2:])
+
     async def _texts(self, context: int, draft: int) -> AsyncIterator[list[int]]:
         base = self.text(context + self.target.block_tokens)
         await self.score(base[:context], 1, 1)
@@ -175,7 +198,9 @@ class Bench:
         await asyncio.gather(*map(stream, texts))
         return num_streams * num_tokens / (time.perf_counter() - began)
 
-    async def edges(self, num_edges: int, context: int, seconds: float) -> tuple[float, float]:
+    async def edges(
+        self, num_edges: int, context: int, seconds: float, num_judged: int = 0
+    ) -> tuple[float, float]:
         """Rounds per second and 95th percentile in ms, every edge sending its next round at once."""
         times: list[float] = []
         ends = [float("inf")]
@@ -187,7 +212,9 @@ class Bench:
                 while time.perf_counter() < ends[0] and len(text) < self.target.context_tokens - 64:
                     draft = self.text(USUAL_DRAFT)
                     began = time.perf_counter()
-                    await sequence.score(text + draft, num_rows=USUAL_DRAFT + 1, width=1)
+                    await sequence.score(
+                        text + draft, num_rows=USUAL_DRAFT + 1, width=1, num_judged=num_judged
+                    )
                     now = time.perf_counter()
                     if starts <= began and now <= ends[0]:
                         times.append(1e3 * (now - began))
@@ -226,6 +253,8 @@ async def measure(arguments: argparse.Namespace) -> None:
             await measure_rounds(bench, arguments, notes, suffix)
         if "edges" in arguments.parts:
             await measure_edges(bench, arguments, notes, suffix)
+        if "judge" in arguments.parts:
+            await measure_judge(bench, arguments, notes, suffix)
 
 
 async def measure_rounds(bench: Bench, arguments: argparse.Namespace, notes: str, suffix: str) -> None:
@@ -287,6 +316,35 @@ async def measure_edges(bench: Bench, arguments: argparse.Namespace, notes: str,
     )
 
 
+async def measure_judge(bench: Bench, arguments: argparse.Namespace, notes: str, suffix: str) -> None:
+    await bench.target.warm_up()
+    if bench.target.judge_head is None:
+        raise SystemExit("this engine shows no hidden states; its log says why")
+    rows = []
+    for context in arguments.contexts:
+        lossless, judged = await bench.judged_ms(context, USUAL_DRAFT)
+        rows.append(
+            ["1", f"{context:,}", f"{lossless:.1f} ms", f"{judged:.1f} ms", f"{judged / lossless:.2f}"]
+        )
+        print(rows[-1], flush=True)
+    for num_edges in arguments.edges:
+        lossless, _ = await bench.edges(num_edges, 512, arguments.seconds)
+        judged, _ = await bench.edges(num_edges, 512, arguments.seconds, USUAL_DRAFT)
+        rows.append(
+            [str(num_edges), "512", f"{lossless:.0f} /s", f"{judged:.0f} /s", f"{lossless / judged:.2f}"]
+        )
+        print(rows[-1], flush=True)
+    save(
+        f"verify_vllm_judge_{suffix}",
+        command=f"python -m benchmarks.verify_vllm {arguments.model} --parts judge",
+        title=f"Judged rounds on vLLM: {Path(arguments.model).name}",
+        notes=f"{notes} {USUAL_DRAFT} draft tokens; a random head, applied in the engine. One edge: time of a"
+        " round; more: rounds per second, back to back. A judged round calls the engine once more.",
+        columns=["edges", "context", "lossless", "judged", "time over lossless"],
+        rows=rows,
+    )
+
+
 def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -294,7 +352,7 @@ def numbers(text: str) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help=f"a shape ({', '.join(SHAPES)}) or a Hugging Face folder")
-    parser.add_argument("--parts", default="rounds,edges")
+    parser.add_argument("--parts", default="rounds,edges", help="of: rounds, edges, judge")
     parser.add_argument("--contexts", type=numbers, default=[256, 1024, 4096])
     parser.add_argument("--drafts", type=numbers, default=[1, 4, USUAL_DRAFT, 16])
     parser.add_argument("--edges", type=numbers, default=[1, 16, 64])

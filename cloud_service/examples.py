@@ -21,7 +21,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duet-cloud make-draft search qwen2.5-coder-1.5b --layers 4 --layers 7 --text answers.jsonl",
     ),
     "health": ("duet-cloud health", "duet-cloud health --config /etc/duet/duet-cloud.yaml"),
-    "judge collect": ("duet-cloud judge collect answers.jsonl --states states",),
+    "judge collect": (
+        "duet-cloud judge collect answers.jsonl --states states",
+        "duet-cloud judge collect answers.jsonl --states states --model ./qwen-7b-hf",
+    ),
     "judge train": ("duet-cloud judge train answers.jsonl --states states --out judge.safetensors",),
     "judge eval": ("duet-cloud judge eval answers.jsonl --states states --head judge.safetensors",),
     "plan": ("duet-cloud plan --model 7b --edges 500 --rtt 30",),

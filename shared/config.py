@@ -322,7 +322,7 @@ class CloudConfig(_Settings):
     lossy_policies: bool = True
     """Streams may ask for a policy that is not lossless; otherwise all get lossless, and are told so."""
     judge_head: str | None = None
-    """File made by `duet-cloud judge train`; streams may ask for policy judge then (llama-cpp)."""
+    """File made by `duet-cloud judge train`; streams may ask for policy judge then (llama-cpp, vllm)."""
     cache_type: CacheType = "f16"
     """Type of the KV cache."""
     threads: int | None = Field(None, ge=1)

@@ -24,7 +24,8 @@ class JudgeHead:
     model: str
     """Name of the target that it was trained for."""
     model_sha256: str
-    """Of that target's file: another quantisation has other hidden states."""
+    """Of that target's file, or of its folder (`models.folder_sha256`): another quantisation has other hidden
+    states."""
     weight: Float
     """[hidden_size]"""
     bias: float
@@ -50,12 +51,23 @@ class JudgeHead:
         Args:
             hidden: [num_tokens, hidden_size], the target's last hidden state at each token.
         """
-        with np.errstate(over="ignore"):  # a certain error has probability 0
-            return np.asarray(1.0 / (1.0 + np.exp(-(hidden.astype(np.float64) @ self.weight + self.bias))))
+        return self._probabilities(hidden.astype(np.float64) @ self.weight)
 
     def acceptable(self, hidden: NDArray[np.floating]) -> Bool:
         """Which tokens are right enough; never one whose hidden state is no number."""
         return self.probabilities(hidden) >= self.threshold
+
+    def acceptable_by(self, products: NDArray[np.floating]) -> Bool:
+        """As `acceptable`, where an engine has multiplied the hidden states with `weight` itself.
+
+        Args:
+            products: [num_tokens]
+        """
+        return self._probabilities(products.astype(np.float64)) >= self.threshold
+
+    def _probabilities(self, products: Float) -> Float:
+        with np.errstate(over="ignore"):  # a certain error has probability 0
+            return np.asarray(1.0 / (1.0 + np.exp(-(products + self.bias))))
 
     def check_fits(self, model: str, model_sha256: str, hidden_size: int) -> None:
         """Raises InvalidSetting where the head was trained for another model."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +19,8 @@ from shared.terminal import CommandGroup, resolve_visibly
 
 if TYPE_CHECKING:
     from cloud_service.judging.states import ReadAnswer
-    from shared.models import ResolvedModel
+
+    Reads = Callable[[LabelledAnswer], ReadAnswer]
 
 judge_app = typer.Typer(
     cls=CommandGroup, no_args_is_help=True, help="Make the head of policy judge for a target, and measure it."
@@ -24,7 +28,12 @@ judge_app = typer.Typer(
 
 Answers = Annotated[list[Path], typer.Argument(help="Labelled answers, made by `duet eval answers`.")]
 States = Annotated[Path, typer.Option(help="Folder of what the target held while it read them.")]
-Model = Annotated[str, typer.Option(help="Target model: a registered name or a GGUF file.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Target model: a registered name, a GGUF file, or a Hugging Face folder that vLLM serves."
+    ),
+]
 
 _CONTEXT_TOKENS = 2048
 
@@ -38,24 +47,34 @@ def collect(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer; the rest is left out.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     gpu_layers: Annotated[int, typer.Option(help="Layers on a GPU; -1 is all.")] = 0,
+    engine: Annotated[
+        str,
+        typer.Option(
+            envvar="DUET_CLOUD_ENGINE", help="Options of vLLM's engine, as JSON: those that it serves with."
+        ),
+    ] = "{}",
 ) -> None:
-    """Let the target read labelled answers, and keep its hidden states. Goes on where it was broken off."""
-    from cloud_service.judging.states import Reader
-    from shared.llama import LlamaContext, LlamaModel
+    """Let the target read labelled answers, and keep its hidden states. Goes on where it was broken off.
+
+    A GGUF file is read with llama.cpp, a Hugging Face folder with vLLM.
+    """
+    from cloud_service.judging.states import keep
 
     labelled = _read(answers)
-    resolved = resolve_visibly(model)
-    llama = LlamaModel(resolved.path, resolved.name, gpu_layers=gpu_layers, mapped=False)
+    if Path(model).expanduser().is_dir():
+        reader = _vllm_reader(model, engine, max_tokens)
+    else:
+        reader = _llama_reader(model, threads, gpu_layers, max_tokens)
+    sha256 = _target(model).sha256
     num_read = 0
-    with LlamaContext(
-        llama, num_sequences=1, context_tokens=_CONTEXT_TOKENS, rollback_tokens=0, threads=threads
-    ) as context:
-        reader = Reader(context, resolved.sha256, states, max_tokens)
-        with typer.progressbar(labelled, label="reading", file=typer.get_text_stream("stderr")) as bar:
-            for answer in bar:
-                num_read += reader.read(answer)
-                if num_read == limit:
-                    break
+    with (
+        reader as reads,
+        typer.progressbar(labelled, label="reading", file=typer.get_text_stream("stderr")) as bar,
+    ):
+        for answer in bar:
+            num_read += keep(reads, answer, states, sha256)
+            if num_read == limit:
+                break
     typer.echo(f"{states}: {num_read} answers read; train on them with: duet-cloud judge train")
 
 
@@ -78,7 +97,7 @@ def train(
     from cloud_service.judging.training import train as fit
 
     logging.basicConfig(format="duet-cloud: %(message)s", level=logging.INFO)
-    resolved = resolve_visibly(model)
+    resolved = _target(model)
     seen = [each for each in _states(answers, states, resolved) if not is_held_out(each[0].id)]
     tokens = judged_tokens(seen)
     if tokens is None:
@@ -108,7 +127,7 @@ def evaluate(
     from cloud_service.judging.head_file import read_head
     from cloud_service.judging.labels import is_held_out
 
-    resolved = resolve_visibly(model)
+    resolved = _target(model)
     judge = read_head(head)
     unseen = [each for each in _states(answers, states, resolved) if is_held_out(each[0].id)]
     if not unseen:
@@ -117,6 +136,56 @@ def evaluate(
     quality = measure(judge, unseen, target=resolved.name, draft_tokens=draft_tokens)
     for field in fields(quality):
         typer.echo(f"{field.name.replace('_', ' '):34} {getattr(quality, field.name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    name: str
+    sha256: str
+
+
+def _target(model: str) -> _Target:
+    """Name and hash of a model, pulled where it is a registered one that is missing."""
+    from shared.models import Registry, folder_sha256, resolve_weights
+
+    if (folder := Path(model).expanduser()).is_dir():
+        return _Target(resolve_weights(model, Registry.load()).name, folder_sha256(folder))
+    resolved = resolve_visibly(model)
+    return _Target(resolved.name, resolved.sha256)
+
+
+@contextmanager
+def _llama_reader(model: str, threads: int | None, gpu_layers: int, max_tokens: int) -> Iterator[Reads]:
+    from cloud_service.judging.states import LlamaReader
+    from shared.llama import LlamaContext, LlamaModel
+
+    resolved = resolve_visibly(model)
+    llama = LlamaModel(resolved.path, resolved.name, gpu_layers=gpu_layers, mapped=False)
+    with LlamaContext(
+        llama, num_sequences=1, context_tokens=_CONTEXT_TOKENS, rollback_tokens=0, threads=threads
+    ) as context:
+        yield LlamaReader(context, max_tokens).read
+
+
+@contextmanager
+def _vllm_reader(model: str, engine: str, max_tokens: int) -> Iterator[Reads]:
+    from cloud_service.targets.loading import prepare_vllm
+    from shared.models import Registry, resolve_weights
+
+    try:
+        options = json.loads(engine)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise InvalidSetting(f"--engine must be a JSON object, got {engine!r}")
+    weights = resolve_weights(model, Registry.load())
+    prepare_vllm("warning")
+    from cloud_service.judging.vllm_states import vllm_reader
+
+    with vllm_reader(
+        weights.source, weights.name, {"max_model_len": _CONTEXT_TOKENS} | options, max_tokens
+    ) as reader:
+        yield reader.read
 
 
 def _read(paths: list[Path]) -> list[LabelledAnswer]:
@@ -130,9 +199,7 @@ def _read(paths: list[Path]) -> list[LabelledAnswer]:
     return answers
 
 
-def _states(
-    answers: list[Path], folder: Path, target: ResolvedModel
-) -> list[tuple[LabelledAnswer, ReadAnswer]]:
+def _states(answers: list[Path], folder: Path, target: _Target) -> list[tuple[LabelledAnswer, ReadAnswer]]:
     from cloud_service.judging.states import load_states
 
     read = list(load_states(folder, target.sha256, _read(answers)))

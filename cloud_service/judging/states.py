@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,33 +42,37 @@ class ReadAnswer:
     """[num_tokens, hidden_size], the target's last hidden state at each token of the answer."""
 
 
-class Reader:
-    """Reads answers with one target; a question's prompt is computed once for its answers in a row."""
+def keep(
+    reads: Callable[[LabelledAnswer], ReadAnswer], answer: LabelledAnswer, folder: Path, sha256: str
+) -> bool:
+    """Read an answer into its file; False where that is there.
 
-    def __init__(self, context: LlamaContext, sha256: str, folder: Path, max_tokens: int) -> None:
+    Args:
+        sha256: of the target that reads.
+    """
+    path = states_path(folder, sha256, answer)
+    if path.exists():
+        return False
+    read = reads(answer)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    save_file({name: getattr(read, name) for name in ReadAnswer.__slots__}, partial)
+    partial.replace(path)
+    return True
+
+
+class LlamaReader:
+    """Reads answers with llama.cpp; a question's prompt is computed once for its answers in a row."""
+
+    def __init__(self, context: LlamaContext, max_tokens: int) -> None:
         """
         Args:
-            sha256: of the target's file.
             max_tokens: of an answer; what comes later is left out.
         """
         self._context = context
-        self._sha256 = sha256
-        self._folder = folder
         self._max_tokens = max_tokens
 
-    def read(self, answer: LabelledAnswer) -> bool:
-        """Read an answer into its file; False where that is there."""
-        path = states_path(self._folder, self._sha256, answer)
-        if path.exists():
-            return False
-        read = self._read(answer)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        save_file({name: getattr(read, name) for name in ReadAnswer.__slots__}, partial)
-        partial.replace(path)
-        return True
-
-    def _read(self, answer: LabelledAnswer) -> ReadAnswer:
+    def read(self, answer: LabelledAnswer) -> ReadAnswer:
         context, model = self._context, self._context.model
         prompt = model.render_chat([Message("user", answer.question)])
         room = min(self._max_tokens, context.context_tokens - len(prompt))

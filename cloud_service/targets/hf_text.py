@@ -73,6 +73,11 @@ class HfText:
         vocabulary = self.vocabulary
         return vocabulary.pieces[token_id] if vocabulary.kinds[token_id] is TokenKind.TEXT else b""
 
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, in which the names of special tokens are plain text."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat, up to where the answer begins.
 

@@ -43,15 +43,15 @@ def target_loader(config: CloudConfig, progress: Progress) -> Callable[[], Targe
             raises it for a head of another model.
     """
     registry = Registry.load()
-    if config.judge_head is not None and config.target != "llama-cpp":
-        log.warning("%s shows no hidden states: policy judge will be lossless", config.target)
-    if config.target == "vllm":
-        return partial(_load_vllm, config, resolve_weights(config.model, registry))
-    if config.engine:
+    if config.target == "openai" and config.judge_head is not None:
+        log.warning("openai shows no hidden states: policy judge will be lossless")
+    if config.engine and config.target != "vllm":
         raise InvalidSetting("engine options are for --target vllm only")
     if config.target == "openai":
         return _openai_loader(config, registry)
     head = read_head(Path(config.judge_head)) if config.judge_head is not None else None
+    if config.target == "vllm":
+        return partial(_load_vllm, config, resolve_weights(config.model, registry), head)
     return partial(_load_llama_cpp, config, resolve(config.model, registry, progress=progress), head)
 
 
@@ -84,17 +84,22 @@ def _load_llama_cpp(config: CloudConfig, model: ResolvedModel, head: JudgeHead |
     return LlamaCppTarget(llama, context, head)
 
 
-def _load_vllm(config: CloudConfig, weights: ResolvedWeights) -> Target:
+def _load_vllm(config: CloudConfig, weights: ResolvedWeights, head: JudgeHead | None) -> Target:
+    prepare_vllm(config.log_level)
+    from cloud_service.targets.vllm import load_target
+
+    return load_target(weights.source, weights.name, vllm_options(config), config.verification, head)
+
+
+def prepare_vllm(log_level: str) -> None:
+    """What comes before vLLM is imported. Raises as `require_vllm` does."""
     require_vllm()
     # vLLM reads these when it is imported. Its own log would go to standard output.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", config.log_level.upper())
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", log_level.upper())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # This process has threads, with which a fork would not be safe.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    from cloud_service.targets.vllm import load_target
-
-    return load_target(weights.source, weights.name, vllm_options(config), config.verification)
 
 
 def vllm_options(config: CloudConfig) -> dict[str, Any]:

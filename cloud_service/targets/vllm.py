@@ -1,8 +1,8 @@
 """A target on vLLM, in this process. A round is one request of the engine, which batches them all, or
 a step of a request that stays there (`vllm_resident`), where stream and engine allow it.
 
-With `vllm_resident` and `vllm_scheduler` the one module that imports vLLM. Its engine runs in a process of
-its own, which imports this module too, for `SeededNoise`.
+With `vllm_resident`, `vllm_scheduler` and `vllm_judge` the one module that imports vLLM. Its engine runs in a
+process of its own, which imports this module too, for `SeededNoise`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from cloud_service.targets import vllm_judge as judging
 from cloud_service.targets import vllm_resident as resident
 from cloud_service.targets.base import (
     GenerateOptions,
@@ -46,6 +48,7 @@ from cloud_service.targets.base import (
     vllm_draws,
 )
 from cloud_service.targets.hf_text import HfText
+from cloud_service.targets.vllm_judge import Hidden
 from cloud_service.targets.vllm_rows import (
     KnownRows,
     asked_width,
@@ -57,7 +60,9 @@ from cloud_service.targets.vllm_rows import (
     own_logprobs,
 )
 from shared.errors import CloudFailed, CloudUnavailable, InvalidSetting, ModelUnsupported, OutOfMemory
+from shared.judge import JudgeHead
 from shared.messages import Message, Timings
+from shared.models import folder_sha256
 from shared.sampling import MAX_TOP_K, Float, Rows, Sampling, draw
 from shared.shaping import NO_SHAPING, PENALTIES
 from shared.vocab import TokenKind
@@ -65,7 +70,6 @@ from shared.vocab import TokenKind
 log = logging.getLogger("duet.target")
 
 _WATCH_S = 0.2
-_WARM_UP_TOKENS = 8
 _AGEING_TOKENS_PER_S = 16
 """Tokens of prediction that a second of waiting makes up for in the engine's own queue."""
 MEASURED_ROUND_STREAMS = 8
@@ -80,6 +84,7 @@ def load_target(
     name: str,
     options: Mapping[str, Any],
     verification: Literal["auto", "resident", "rounds"] = "auto",
+    judge_head: JudgeHead | None = None,
 ) -> VllmTarget:
     """Start vLLM on a model. Takes half a minute and more.
 
@@ -90,8 +95,11 @@ def load_target(
             verification needs.
         verification: how drafts are verified where the engine can do it by itself; "auto" is "resident" where
             it can be and was measured to pay.
+        judge_head: what judges drafts under policy `judge`, where the engine can show hidden states; one
+            for this very folder.
     Raises:
-        InvalidSetting: an option that vLLM does not know, or "resident" where it cannot be.
+        InvalidSetting: an option that vLLM does not know, "resident" where it cannot be, or a head of another
+            model.
         ModelFileInvalid, ModelUnsupported, OutOfMemory: it does not start.
     """
     obstacle = None if verification == "rounds" else why_not_resident(options)
@@ -103,14 +111,53 @@ def load_target(
         log.warning("drafts are verified in rounds of their own: %s", obstacle)
     stays = verification != "rounds" and obstacle is None
     made = {**resident.engine_options(), **resident.graph_options(options)} if stays else {}
+    if judge_head is not None and (obstacle := judging.why_not(options)) is not None:
+        log.warning("policy judge will be lossless: %s", obstacle)
+        judge_head = None
+    if judge_head is not None:
+        made |= judging.engine_options()
+        folder = _judged_folder(model, options)
     config = engine_config(model, {**made, **options})
-    text = HfText.load(
-        model,
-        name,
-        vocab_size=config.model_config.get_vocab_size(),
-        trust_remote_code=config.model_config.trust_remote_code,
+    if judge_head is not None:
+        judge_head.check_fits(name, folder_sha256(folder), config.model_config.get_hidden_size())
+    return VllmTarget(config, _text_side(config, name), judge_head)
+
+
+def load_reader(model: str, name: str, options: Mapping[str, Any]) -> tuple[VllmTarget, HfText]:
+    """Start vLLM to read texts with it: its hidden states may be kept. Raises as `load_target` does."""
+    if (obstacle := judging.why_not(options)) is not None:
+        raise InvalidSetting(f"vLLM shows no hidden states here: {obstacle}")
+    _judged_folder(model, options)
+    config = engine_config(model, {**judging.engine_options(), **options})
+    text = _text_side(config, name)
+    return VllmTarget(config, text), text
+
+
+def _text_side(config: VllmConfig, name: str) -> HfText:
+    model = config.model_config
+    return HfText.load(
+        model.model, name, vocab_size=model.get_vocab_size(), trust_remote_code=model.trust_remote_code
     )
-    return VllmTarget(config, text)
+
+
+def _judged_folder(model: str, options: Mapping[str, Any]) -> Path:
+    """The folder to whose files judge heads of a model are bound.
+
+    Raises:
+        InvalidSetting: it has none, or options make another model of it.
+    """
+    for name in ("quantization", "hf_overrides"):
+        if options.get(name):
+            raise InvalidSetting(
+                f"a judge head is bound to the files of the model, and --engine.{name.replace('_', '-')}"
+                " makes another model of them: leave it out, or leave judge_head out"
+            )
+    if not Path(model).is_dir():
+        raise InvalidSetting(
+            f"a judge head is bound to the files of the model, and {model} is none of this machine's folders:"
+            f" run `hf download {model} --local-dir DIR`, and take DIR as the model"
+        )
+    return Path(model)
 
 
 def why_not_resident(options: Mapping[str, Any]) -> str | None:
@@ -202,13 +249,13 @@ class VllmTarget:
     """Implements `base.Target`."""
 
     engine = "vllm"
-    judge_head = None
 
-    def __init__(self, config: VllmConfig, text: TextSide) -> None:
+    def __init__(self, config: VllmConfig, text: TextSide, judge_head: JudgeHead | None = None) -> None:
         """Starts the engine.
 
         Args:
             config: see `engine_config`.
+            judge_head: of this model; only where the settings keep hidden states.
         Raises:
             ModelUnsupported, OutOfMemory: it does not start.
         """
@@ -242,6 +289,9 @@ class VllmTarget:
         with _start_errors(config.model_config.model):
             self.llm = AsyncLLM.from_vllm_config(config)
             """The engine itself."""
+        self.judge_head = judge_head
+        self.hidden = judging.HiddenRows(self.llm, config.model_config.get_hidden_size())
+        """Hidden states that the engine keeps, where its settings say so."""
         self._sessions: resident.ResidentSessions | None = None
         if resident.makes_room(config):
             padding = frozenset(np.flatnonzero(self._padding).tolist())
@@ -291,17 +341,29 @@ class VllmTarget:
     async def warm_up(self) -> None:
         """A round: vLLM compiles what logprobs need when they are first asked for (31 s on 2 cores).
 
-        With room for resident sessions: a few rounds more, which decide whether they are used.
+        With a judge head, and with room for resident sessions: a few rounds more, which decide whether they
+        are used.
         """
-        text = sorted(self.vocabulary.legal_ids)[:_WARM_UP_TOKENS]
+        text = sorted(self.vocabulary.legal_ids)[: judging.TEST_TOKENS]
         rounds = VllmSequence(self, None)
         await rounds.score(text, num_rows=2, width=1)
+        if self.judge_head is not None:
+            await self._try_judge(self.judge_head, rounds, text)
         if self._sessions is None:
             return
         fault = await resident.fault(self._sessions, rounds, text)
         self.verification = "resident" if fault is None else "rounds"
         if fault is not None:
             log.warning("drafts are verified in rounds of their own: %s", fault)
+
+    async def _try_judge(self, head: JudgeHead, rounds: VllmSequence, text: Sequence[int]) -> None:
+        await self.hidden.keep(None)
+        fault = await judging.fault(rounds, text)
+        if fault is None:
+            await self.hidden.keep(head.weight)
+        else:
+            self.judge_head = None
+            log.warning("policy judge will be lossless: %s", fault)
 
     async def close(self) -> None:
         # In this thread: with the loop running, vLLM would report the engine's end as its death.
@@ -316,18 +378,26 @@ class VllmTarget:
     # For sequences.
 
     async def request(
-        self, token_ids: Sequence[int], params: SamplingParams, cache_salt: str | None, priority: int
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        cache_salt: str | None,
+        priority: int,
+        num_judged: int,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Run one request of the engine; ends it when the caller stops reading.
 
         Args:
             priority: lower ones go first.
+            num_judged: so many of the text's last tokens leave a row in `hidden`.
         Raises:
             CloudUnavailable: the engine has died.
             CloudFailed: it did not finish the request.
         """
         prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
-        answers = self.llm.generate(prompt, params, request_id=f"duet-{next(self._ids)}", priority=priority)
+        number = next(self._ids)
+        name = judging.request_name(number, num_judged) if num_judged else f"duet-{number}"
+        answers = self.llm.generate(prompt, params, request_id=name, priority=priority)
         try:
             async with aclosing(answers):
                 async for answer in answers:
@@ -338,6 +408,13 @@ class VllmTarget:
             raise CloudUnavailable(resident.DIED) from None
         except (EngineGenerateError, ValueError) as error:
             raise CloudFailed(f"the engine failed: {error.__cause__ or error}") from error
+
+    async def kept(self, name: str, num_tokens: int, num_rows: int) -> Hidden | None:
+        """See `vllm_judge.HiddenRows.take`. Raises CloudUnavailable where the engine has died."""
+        try:
+            return await self.hidden.take(name, num_tokens, num_rows)
+        except EngineDeadError:
+            raise CloudUnavailable(resident.DIED) from None
 
     def rows(self, flat: Any, num_rows: int, width: int) -> Rows:
         ids, logprobs = last_rows(flat, num_rows)
@@ -385,25 +462,51 @@ class VllmSequence:
     ) -> Scores:
         """See `base.TargetSequence`. What is proposed after the text's last token, or where the row is known
         from the round before, is looked for in the row, which is asked for at its widest."""
+        scores, kept = await self._score(token_ids, num_rows, width, proposed, num_judged)
+        if not num_judged:
+            return scores
+        head = self._target.judge_head
+        assert head is not None, "nobody is judged without a head"
+        return dataclasses.replace(scores, acceptable=head.acceptable_by(kept[:, 0]))
+
+    async def read(self, token_ids: Sequence[int], num_read: int) -> tuple[Scores, Hidden]:
+        """What the target makes of a text's last tokens, and their hidden states, whole where those are kept.
+
+        Args:
+            num_read: > 0, < len(token_ids)
+        """
+        return await self._score(token_ids, num_read + 1, 1, token_ids[-num_read:], num_read)
+
+    async def _score(
+        self,
+        token_ids: Sequence[int],
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None,
+        num_judged: int,
+    ) -> tuple[Scores, Hidden]:
         began = time.perf_counter()
         if proposed is not None:
             width = MAX_TOP_K
-        answer = await self._round(token_ids, num_rows, width, read_cache=True)
-        read = self._read(answer, token_ids, num_rows, width)
-        if read is None:
-            # The draft itself is cached: verified before, or the text of another stream.
-            self._target.num_repeated_rounds += 1
-            answer = await self._round(token_ids, num_rows, width, read_cache=False)
+        for read_cache in (True, False):
+            answer = await self._round(token_ids, num_rows, width, num_judged, read_cache=read_cache)
+            kept: Hidden | None = _NOTHING_KEPT
+            if num_judged:
+                kept = await self._target.kept(answer.request_id, len(token_ids), num_judged)
             read = self._read(answer, token_ids, num_rows, width)
-            if read is None:
-                raise CloudFailed("the engine did not return the rows of a draft, with and without its cache")
+            if read is not None and kept is not None:
+                break
+            # The draft itself is cached: verified before, or the text of another stream.
+            self._target.num_repeated_rounds += read_cache
+        else:
+            raise CloudFailed("the engine did not return the rows of a draft, with and without its cache")
         rows, own = read
         self._known.remember(token_ids, rows)
         logprobs = logprobs_of(proposed or (), rows, own)
-        return Scores(rows, _timings(answer, time.perf_counter() - began), logprobs)
+        return Scores(rows, _timings(answer, time.perf_counter() - began), logprobs), kept
 
     async def _round(
-        self, token_ids: Sequence[int], num_rows: int, width: int, *, read_cache: bool
+        self, token_ids: Sequence[int], num_rows: int, width: int, num_judged: int, *, read_cache: bool
     ) -> RequestOutput:
         asked = self._target.asked_width(width)
         params = SamplingParams(
@@ -420,15 +523,15 @@ class VllmSequence:
             skip_reading_prefix_cache=not read_cache,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async with aclosing(self._request(token_ids, params)) as answers:
+        async with aclosing(self._request(token_ids, params, num_judged)) as answers:
             answer = await anext(answers)
         self.num_computed_tokens += len(token_ids) - (answer.num_cached_tokens or 0)
         return answer
 
     def _request(
-        self, token_ids: Sequence[int], params: SamplingParams
+        self, token_ids: Sequence[int], params: SamplingParams, num_judged: int = 0
     ) -> AsyncGenerator[RequestOutput, None]:
-        return self._target.request(token_ids, params, self._cache_salt, self._priority)
+        return self._target.request(token_ids, params, self._cache_salt, self._priority, num_judged)
 
     def _read(
         self, answer: RequestOutput, token_ids: Sequence[int], num_rows: int, width: int
@@ -495,6 +598,9 @@ class VllmSequence:
                 self.num_computed_tokens += len(new)
                 if new:
                     yield new
+
+
+_NOTHING_KEPT: Hidden = np.empty((0, 1), np.float32)
 
 
 def _timings(answer: RequestOutput, seconds: float) -> Timings:

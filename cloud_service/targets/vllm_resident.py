@@ -307,6 +307,8 @@ class ResidentSequence:
         self._rounds = rounds
         self._cache_salt = cache_salt
         self._session: Session | None = None
+        self._judged = False
+        """Whether drafts of the stream are put to a judge head, which takes rows behind a rejection."""
         self.num_computed_tokens = 0
         self._num_rounds = 0
         self._num_drafted = self._num_made = 0.0
@@ -321,8 +323,9 @@ class ResidentSequence:
         num_judged: int = 0,
     ) -> Scores:
         """See `base.TargetSequence`. The engine's own rows end with the first that is not the draft's."""
-        if proposed is not None or (width > 1 and self._own_draw is None):
-            return await self._by_rounds(token_ids, num_rows, width, proposed)
+        self._judged = self._judged or num_judged > 0
+        if self._judged or proposed is not None or (width > 1 and self._own_draw is None):
+            return await self._by_rounds(token_ids, num_rows, width, proposed, num_judged)
         began = time.perf_counter()
         start = len(token_ids) - (num_rows - 1)
         made = await self._verify(list(token_ids[:start]), token_ids[start:])
@@ -331,7 +334,7 @@ class ResidentSequence:
         if len(legal) < len(made):
             # Nobody's token: the other scheme chooses without it, from there on.
             await self.aclose()
-            others = await self._by_rounds(token_ids, num_rows - len(legal), width, None)
+            others = await self._by_rounds(token_ids, num_rows - len(legal), width, None, 0)
             rows = join(rows, others.rows)
         return Scores(rows, Timings(verify_us=int(1e6 * (time.perf_counter() - began))), _NONE)
 
@@ -361,10 +364,17 @@ class ResidentSequence:
         return few or self._sessions.value.pays(self._num_drafted, self._num_made)
 
     async def _by_rounds(
-        self, token_ids: Sequence[int], num_rows: int, width: int, proposed: Sequence[int] | None
+        self,
+        token_ids: Sequence[int],
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None,
+        num_judged: int,
     ) -> Scores:
         before = self._rounds.num_computed_tokens
-        scores = await self._rounds.score(token_ids, num_rows=num_rows, width=width, proposed=proposed)
+        scores = await self._rounds.score(
+            token_ids, num_rows=num_rows, width=width, proposed=proposed, num_judged=num_judged
+        )
         self.num_computed_tokens += self._rounds.num_computed_tokens - before
         return scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.models.cache import ModelCache, ResolvedModel, default_cache_dir, file_sha256, resolve
 from shared.models.registry import ModelEntry, Registry
 from shared.models.sources import Progress
-from shared.models.weights import ResolvedWeights, resolve_weights
+from shared.models.weights import ResolvedWeights, folder_sha256, resolve_weights
 
 __all__ = [
     "ModelCache",
@@ -16,6 +16,7 @@ __all__ = [
     "ResolvedWeights",
     "default_cache_dir",
     "file_sha256",
+    "folder_sha256",
     "resolve",
     "resolve_weights",
 ]

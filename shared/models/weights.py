@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ModelFileInvalid, ModelUnsupported
+from shared.models.cache import file_sha256
 from shared.models.registry import Registry
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -43,6 +46,14 @@ def resolve_weights(model: str, registry: Registry) -> ResolvedWeights:
     if _REPOSITORY.fullmatch(model):
         return ResolvedWeights(model.rpartition("/")[2], model)
     return ResolvedWeights(registry.entry(model).name, model)  # it is no name: raises, with the nearest ones
+
+
+def folder_sha256(folder: Path) -> str:
+    """In hexadecimal, of all in a Hugging Face folder that its hidden states depend on: config.json and the
+    weights, by their names. Reads all of them."""
+    files = {folder / "config.json"}.union(*(folder.glob(pattern) for pattern in _WEIGHTS))
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _how_to_convert(file: str) -> str:

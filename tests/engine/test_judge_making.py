@@ -14,38 +14,16 @@ from typer.testing import CliRunner
 
 from cloud_service.cli import app
 from cloud_service.judging.head_file import read_head
-from cloud_service.judging.states import Reader, load_states
-from shared.labelled_answers import LabelledAnswer, to_lines
+from cloud_service.judging.states import LlamaReader, keep, load_states
+from shared.labelled_answers import to_lines
 from shared.llama import Extension, LlamaContext, LlamaModel
 from shared.messages import Message
 from shared.models import file_sha256
+from tests.labelled import TEXT, answers
 from tests.service import CONTEXT_TOKENS
 from tests.tiny_pair import HIDDEN_SIZE, TinyPair
 
 pytestmark = pytest.mark.engine
-
-TEXT = "Once there were nine stones. "
-CURSE = "#%&! "
-
-
-def answers(num_questions: int = 24) -> list[LabelledAnswer]:
-    """To each question a right answer, and a wrong one that curses from its middle on."""
-    found = []
-    for number in range(num_questions):
-        start = TEXT * (1 + number % 3)
-        question = {"id": f"q{number}", "question": f"Story {number}?"}
-        found += [
-            LabelledAnswer(**question, model="a", answer=start + TEXT, right=True),
-            LabelledAnswer(
-                **question,
-                model="b",
-                answer=start + CURSE * 4,
-                right=False,
-                error_at=len(start),
-                found_by="hand",
-            ),
-        ]
-    return found
 
 
 @pytest.fixture
@@ -68,7 +46,7 @@ def test_what_is_kept_of_an_answer_is_what_the_target_holds_token_by_token(
     context: LlamaContext, tmp_path: Path
 ) -> None:
     labelled = answers(2)[3].model_copy(update={"answer": 30 * TEXT})  # longer than one pass
-    assert Reader(context, "sha", tmp_path, 150).read(labelled)
+    assert keep(LlamaReader(context, 150).read, labelled, tmp_path, "sha")
     [(_, read)] = load_states(tmp_path, "sha", [labelled])
     model = context.model
     token_ids = model.tokenize(labelled.answer)[:150]

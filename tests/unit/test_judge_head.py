@@ -22,6 +22,12 @@ def test_a_token_is_acceptable_where_its_probability_of_being_right_reaches_the_
     assert HEAD.acceptable(hidden).tolist() == [True, False, False, False]
 
 
+def test_products_with_the_weight_are_judged_as_the_hidden_states_are():
+    hidden = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 50.0], [np.nan, 0.0]])
+    products = (hidden @ HEAD.weight).astype(np.float32)
+    assert HEAD.acceptable_by(products).tolist() == HEAD.acceptable(hidden).tolist()
+
+
 def test_of_no_tokens_none_is_judged():
     assert HEAD.acceptable(np.empty((0, 2), np.float32)).shape == (0,)
 

@@ -10,7 +10,7 @@ from cloud_service.cli import engine_options
 from cloud_service.targets import loading
 from shared.config import CloudConfig, resolve
 from shared.errors import InvalidSetting, ModelFileInvalid, ModelUnsupported, UnknownModel, UnknownSetting
-from shared.models import Registry, ResolvedWeights, resolve_weights
+from shared.models import Registry, ResolvedWeights, folder_sha256, resolve_weights
 
 OWN_OPTIONS = ["--model", "--target", "--listen"]
 
@@ -127,6 +127,7 @@ def test_slots_are_the_streams_that_vllm_takes_at_once(settings, streams):
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "my-model").mkdir()
     (tmp_path / "my-model" / "config.json").write_text("{}")
+    (tmp_path / "my-model" / "model.safetensors").write_bytes(b"weights")
     return tmp_path / "my-model"
 
 
@@ -161,6 +162,18 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
         resolve_weights("qwen2.5-coder-1.5", Registry.load())
 
 
+def test_a_folder_has_the_hash_of_what_its_hidden_states_depend_on(folder: Path):
+    known = folder_sha256(folder)
+    (folder / "README.md").write_text("a text")
+    assert folder_sha256(folder) == known
+    (folder / "model-2.safetensors").write_bytes(b"more")
+    more = folder_sha256(folder)
+    (folder / "model-2.safetensors").rename(folder / "model-3.safetensors")
+    renamed = folder_sha256(folder)
+    (folder / "config.json").write_text('{"rope_theta": 1}')
+    assert len({known, more, renamed, folder_sha256(folder)}) == 4
+
+
 # Versions of vLLM
 
 
@@ -193,7 +206,8 @@ def test_an_engine_that_shows_no_hidden_states_says_so_and_serves_without_the_he
     assert "openai shows no hidden states: policy judge will be lossless" in caplog.text
 
 
-def test_a_head_that_cannot_be_read_is_refused_before_a_model_is_pulled(tmp_path):
-    config = CloudConfig(model="qwen2.5-coder-0.5b", judge_head=str(tmp_path / "missing"))
+@pytest.mark.parametrize("target", ["llama-cpp", "vllm"])
+def test_a_head_that_cannot_be_read_is_refused_before_a_model_is_pulled(tmp_path, target):
+    config = CloudConfig(target=target, model="qwen2.5-coder-0.5b", judge_head=str(tmp_path / "missing"))
     with pytest.raises(InvalidSetting, match=r"judge head .* cannot be read"):
         loading.target_loader(config, no_progress)

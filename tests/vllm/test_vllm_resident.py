@@ -560,7 +560,7 @@ async def test_a_draft_for_a_session_that_has_gone_is_nobodys(target: VllmTarget
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The settings of engines that would have been started."""
     configs: list[Any] = []
-    monkeypatch.setattr(vllm_target, "VllmTarget", lambda config, text: configs.append(config))
+    monkeypatch.setattr(vllm_target, "VllmTarget", lambda config, *_: configs.append(config))
     return configs
 
 
