@@ -67,6 +67,7 @@ def _batches(lengths: Sequence[int], max_tokens: int, device: torch.device) -> I
     while order:
         num_rows = _CPU_ROWS
         if device.type == "cuda":
+            torch.cuda.empty_cache()  # what the batch before has left counts as free
             room = torch.cuda.mem_get_info(device)[0] // _BYTES_PER_TOKEN
             num_rows = max(1, min(_GPU_ROWS, room // (lengths[order[0]] + max_tokens)))
         yield order[:num_rows]
