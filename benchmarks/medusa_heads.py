@@ -128,7 +128,10 @@ def train(
             hidden, wanted = positions.hidden[rows], positions.wanted[rows]
             for k in range(num_heads):  # each in turn: one holds [batch, vocab] logits
                 logits = heads(hidden, k).to(head.dtype) @ head.T
-                loss = functional.cross_entropy(logits.float(), wanted[:, k], ignore_index=_IGNORED)
+                # A sum over all rows: where an answer has ended, there is nothing to learn, and no mean.
+                loss = functional.cross_entropy(
+                    logits.float(), wanted[:, k], ignore_index=_IGNORED, reduction="sum"
+                ) / len(rows)
                 loss.backward()
                 losses[k] = loss.detach()
             optimiser.step()

@@ -205,8 +205,14 @@ class Served:
         self._process.start()
         there.close()
 
-    def run(self, job: Job) -> Measured:
+    def run(self, job: Job, ends: float) -> Measured:
+        """
+        Raises:
+            TimeoutError, EOFError: it is not done in time, or has ended.
+        """
         self.connection.send(job)
+        if not self.connection.poll(max(0.0, ends - time.perf_counter())):
+            raise TimeoutError
         measured: Measured = self.connection.recv()
         return measured
 
@@ -424,16 +430,22 @@ def measure(served: Sequence[Served], tables: Tables, job: Job, alone: Sequence[
         served: the first one is plain decoding.
     """
     results: dict[str, Result] = {}
-    for each in served:
-        results[each.method] = Result(each.run(job))
-        tables.keep(each.method, results[each.method], results["none"])
-    for one in alone:
-        for each in served:
-            if time.perf_counter() > ends:
-                print(f"no time for {each.method} alone", flush=True)
+    for each, part in [(each, part) for part in (job, *alone) for each in served]:
+        if part is not job and each.method not in results:
+            continue
+        try:
+            measured = each.run(part, ends)
+        except (TimeoutError, EOFError, BrokenPipeError) as error:
+            print(f"{each.method} is left out from here on: {type(error).__name__}", flush=True)
+            if each.method == "none":
                 return
-            results[each.method].alone |= each.run(one).answers
-            tables.keep(each.method, results[each.method], results["none"])
+            results.pop(each.method, None)
+            continue
+        if part is job:
+            results[each.method] = Result(measured)
+        else:
+            results[each.method].alone |= measured.answers
+        tables.keep(each.method, results[each.method], results["none"])
 
 
 def questions(path: Path, limit: int | None) -> list[tuple[str, str]]:
