@@ -121,3 +121,16 @@ def test_what_cannot_be_learnt_from_is_said_in_one_line(
     assert failed.exit_code == 2
     [line] = failed.stderr.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("engine", ["[1]", "dtype: float32", "{"])
+def test_options_of_an_engine_that_are_no_object_are_said_in_one_line(
+    tiny_pair: TinyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "answers.jsonl").write_text(to_lines(answers(1)), "utf-8")
+    common = ("--states", "states", "--model", tiny_pair.target_hf)
+    failed = judge("collect", "answers.jsonl", *common, "--engine", engine)
+    assert failed.exit_code == 2
+    [line] = failed.stderr.splitlines()
+    assert "--engine must be a JSON object" in line
