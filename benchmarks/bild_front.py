@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import save
+from benchmarks.harness import machine_of, save
 
 DRAWS = 2000
 MAX_LOSS = 0.01
@@ -138,11 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="folders of `duet eval speculation`")
     arguments = parser.parse_args()
+    manifests = [json.loads((run / "manifest.json").read_text(encoding="utf-8")) for run in arguments.runs]
     models = {
         f"{identity['edge']['model']} for {identity['cloud']}"
-        for run in arguments.runs
-        for identity in [json.loads((run / "manifest.json").read_text(encoding="utf-8"))["identity"]]
+        for identity in (manifest["identity"] for manifest in manifests)
     }
+    last = manifests[-1]
     save(
         "bild_front",
         command=f"python -m benchmarks.bild_front {' '.join(run.name for run in arguments.runs)}",
@@ -164,6 +165,7 @@ def main() -> None:
             "",
         ],
         rows=[row for run in arguments.runs for row in rows_of(run)],
+        ran_on=last["machine"] if "machine" in last else machine_of(last["about"]),
     )
 
 

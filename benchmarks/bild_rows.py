@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness import machine
 from edge_agent.evaluation.grading import is_right
 from edge_agent.evaluation.items import Item, load_items
 from edge_agent.evaluation.speculation import Setting, agreement, grid
@@ -230,7 +231,9 @@ def main() -> None:
         "settings": [each.name for each in settings],
         "max_answer_tokens": arguments.max_tokens,
     }
-    (arguments.out / "manifest.json").write_text(json.dumps({"identity": identity}, indent=1))
+    (arguments.out / "manifest.json").write_text(
+        json.dumps({"identity": identity, "machine": machine()}, indent=1)
+    )
     pair = Pair(arguments.side_by_side * len(settings), arguments)
     for items in groups(load_items(arguments.data, limit=arguments.limit), arguments.side_by_side, done):
         streams = answer(pair, items, settings, arguments.max_tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.harness import save
+from benchmarks.harness import machine_of, save
 from edge_agent.evaluation.runs import read_run
 from edge_agent.evaluation.summary import summarise_guide
 from shared.bootstrap import Estimate
@@ -30,6 +30,7 @@ def main() -> None:
         identity = manifest["identity"]
         models[f"{identity['edge']['model']} after {identity['cloud']}, {identity['data']}"] = None
         rows += [made]
+        ran_on = machine_of(manifest["about"])
     by_setting = {}
     for summaries in map(summarise_guide, rows):
         for summary in summaries:
@@ -61,6 +62,7 @@ def main() -> None:
             ]
             for x in sorted(by_setting.values(), key=lambda x: order.get(x.setting) or int(x.setting))
         ],
+        ran_on=ran_on,
     )
 
 

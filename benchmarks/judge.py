@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.coupling import interval
-from benchmarks.harness import save
+from benchmarks.harness import machine, save
 from cloud_service.judging.evaluation import num_rounds
 from cloud_service.judging.head_file import read_head
 from cloud_service.judging.labels import is_held_out
@@ -152,7 +152,7 @@ def due(data: Sequence[str], answers: Sequence[Path]) -> Iterator[tuple[Item, La
                 yield items[number], recorded[items[number].id]
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
+def table(head: str, rows: Sequence[Row]) -> list[list[str]]:
     found = []
     for name in sorted({row.id.partition("/")[0] for row in rows}):
         own = [row for row in rows if row.id.startswith(f"{name}/")]
@@ -165,6 +165,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
         per_round = column("lossless_tokens").sum() / column("lossless_rounds").sum()
         found.append(
             [
+                head,
                 name,
                 str(len(own)),
                 f"{per_round:.2f}",
@@ -181,20 +182,26 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     return found
 
 
-def report(rows: Sequence[Row]) -> None:
-    [draft_tokens] = {row.draft_tokens for row in rows}
+def report(rows: Mapping[str, Sequence[Row]], ran_on: dict[str, str]) -> None:
+    """
+    Args:
+        rows: by head.
+    """
+    [draft_tokens] = {row.draft_tokens for made in rows.values() for row in made}
     save(
         "judge",
-        command="python -m benchmarks.judge ANSWERS... --data gsm8k mmlu --head HEAD --rows ROWS",
+        command="python -m benchmarks.judge ANSWERS... --data QUESTIONS... --head HEAD --rows ROWS",
         title="Policy judge against lossless, on held-out questions",
         notes=(
             f"{DEFAULT_DRAFT} drafts {draft_tokens} tokens for {DEFAULT_TARGET}, greedy, and waits."
-            " Lossless: the target's recorded answers, and the draft model's agreement along them. Tokens a"
+            " Head: by the share of false accepts that it was allowed in training. Lossless: the target's"
+            " recorded answers, and the draft model's agreement along them. Tokens a"
             " round count the target's own. By the judge alone: tokens that lossless would have rolled back."
             " Points: right answers under judge less those of lossless. Aim: 1.5 times the tokens a round at"
             " a loss of 1 point at most. 95% bootstrap intervals over questions."
         ),
         columns=[
+            "head",
             "set",
             "questions",
             "lossless, tokens a round",
@@ -207,7 +214,8 @@ def report(rows: Sequence[Row]) -> None:
             "right, judge",
             "points",
         ],
-        rows=table(rows),
+        rows=[row for head, made in rows.items() for row in table(head, made)],
+        ran_on=ran_on,
     )
 
 
@@ -216,7 +224,12 @@ def main() -> None:
     parser.add_argument("answers", type=Path, nargs="+", help="files of `duet eval answers`")
     parser.add_argument("--data", nargs="+", required=True, help="the data sets that they answer")
     parser.add_argument("--head", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="file that rows are added to")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        required=True,
+        help="file that rows are added to; the table is of all JSONL files beside it, one a head",
+    )
     parser.add_argument("--seconds", type=float, default=600.0, help="no question is begun after so many")
     parser.add_argument("--draft-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
@@ -237,7 +250,15 @@ def main() -> None:
                 row = measure(item, recorded, edge, target, head, arguments.draft_tokens)
                 with arguments.rows.open("a", encoding="utf-8") as file:
                     file.write(f"{json.dumps(asdict(row))}\n")
-    report(measured(arguments.rows))
+    about = arguments.rows.with_name("machine.json")
+    about.write_text(json.dumps(machine()), "utf-8")
+    tabulate(arguments.rows.parent)
+
+
+def tabulate(folder: Path) -> None:
+    """The table of a folder's heads."""
+    rows = {path.stem: measured(path) for path in sorted(folder.glob("*.jsonl"))}
+    report(rows, json.loads((folder / "machine.json").read_text("utf-8")))
 
 
 if __name__ == "__main__":

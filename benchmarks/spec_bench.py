@@ -24,7 +24,6 @@ import json
 import multiprocessing
 import random
 import statistics
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -440,25 +439,11 @@ def take_times(
                 for name, copier in copiers.items():
                     copies[name].append(seconds(partial(copier.copy, whole[:position], max(DRAFT_TOKENS))))
 
-    return Times(_medians(verify), _medians(passes), _medians(copies), {**machine(), **gpus()})
+    return Times(_medians(verify), _medians(passes), _medians(copies), machine())
 
 
 def _medians(seen: Mapping[Key, list[float]]) -> dict[Key, float]:
     return {key: statistics.median(values) for key, values in seen.items()}
-
-
-def gpus() -> dict[str, str]:
-    """NVIDIA's, where there are any."""
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"gpu": ", ".join(found.stdout.split("\n")).strip(", ")}
 
 
 def record_times(

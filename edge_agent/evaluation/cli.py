@@ -138,7 +138,7 @@ def speculation(
     ] = None,
     rollback: Annotated[
         list[float] | None,
-        typer.Option(min=0.001, help="Rollback thresholds alpha_RB, nats; repeatable; 3 otherwise."),
+        typer.Option(min=0.001, help="Rollback thresholds alpha_RB, nats; repeatable; 2 otherwise."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     limit: Limit = None,
@@ -160,7 +160,7 @@ def speculation(
             policy or [Policy.LOSSLESS, Policy.BILD],
             draft_tokens or [4, 8],
             fallback or [0.0],
-            rollback or [3.0],
+            rollback or [2.0],
         ),
     )
     _run(plan, settings, data, limit, out, 1, ray=False)
