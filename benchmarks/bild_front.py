@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import machine_of, save
+from shared.json_lines import numbered_lines
 
 DRAWS = 2000
 MAX_LOSS = 0.01
@@ -52,7 +53,7 @@ class Row:
 
 def read(folder: Path) -> dict[str, Setting]:
     by_setting: dict[str, dict[str, dict[str, object]]] = defaultdict(dict)
-    for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
+    for _, line in numbered_lines((folder / "rows.jsonl").read_text(encoding="utf-8")):
         row = json.loads(line)
         by_setting[row["setting"]][row["item"]] = row
     items = sorted(set.intersection(*(set(rows) for rows in by_setting.values())))

@@ -21,6 +21,7 @@ from edge_agent.evaluation.grading import is_right
 from edge_agent.evaluation.items import Item, load_items
 from edge_agent.evaluation.speculation import Setting, agreement, grid
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET
+from shared.json_lines import numbered_lines
 from shared.llama import LlamaContext, LlamaModel
 from shared.llama.context import Extension, common_prefix
 from shared.messages import Draft, Message, Policy
@@ -223,7 +224,7 @@ def main() -> None:
     rows_file = arguments.out / "rows.jsonl"
     done: frozenset[str] = frozenset()
     if rows_file.exists():
-        done = frozenset(json.loads(line)["item"] for line in rows_file.read_text().splitlines())
+        done = frozenset(json.loads(line)["item"] for _, line in numbered_lines(rows_file.read_text()))
     arguments.out.mkdir(parents=True, exist_ok=True)
     identity = {
         "edge": {"model": DEFAULT_DRAFT},

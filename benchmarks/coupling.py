@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import save
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET
+from shared.json_lines import numbered_lines
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
 from shared.models import Registry, resolve
@@ -53,7 +54,7 @@ def questions(paths: Sequence[Path]) -> Iterator[str]:
     """First turns of the files in turn: one of each, again and again."""
     columns = []
     for path in paths:
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        rows = [json.loads(line) for _, line in numbered_lines(path.read_text(encoding="utf-8"))]
         columns.append([row["question"] if "question" in row else row["turns"][0] for row in rows])
     return (q for rank in itertools.zip_longest(*columns) for q in rank if q is not None)
 

@@ -25,6 +25,7 @@ from cloud_service.judging.labels import is_held_out
 from edge_agent.evaluation.grading import is_right
 from edge_agent.evaluation.items import Item, load_items
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET
+from shared.json_lines import numbered_lines
 from shared.judge import JudgeHead
 from shared.labelled_answers import LabelledAnswer, from_lines
 from shared.llama import Extension, LlamaContext, LlamaModel
@@ -131,8 +132,8 @@ def measure(
 
 
 def measured(path: Path) -> list[Row]:
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return [Row(**json.loads(line)) for line in lines]
+    text = path.read_text("utf-8") if path.exists() else ""
+    return [Row(**json.loads(line)) for _, line in numbered_lines(text)]
 
 
 def due(data: Sequence[str], answers: Sequence[Path]) -> Iterator[tuple[Item, LabelledAnswer]]:

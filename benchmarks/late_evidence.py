@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.harness import save
 from edge_agent.evaluation.metrics import auroc
 from shared.bootstrap import bootstrap_interval
+from shared.json_lines import numbered_lines
 from shared.routing import WATCH_TOKENS
 
 
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     arguments = parser.parse_args()
-    answers = read(arguments.answers.read_text("utf-8").splitlines())
+    answers = read(line for _, line in numbered_lines(arguments.answers.read_text("utf-8")))
     if len({answer.correct for answer in answers}) < 2:
         parser.error(f"{arguments.answers} needs right and wrong answers with logprobs")
     area, low, high = separation(answers)

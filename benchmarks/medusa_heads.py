@@ -25,6 +25,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shared.json_lines import numbered_lines
+
 NUM_HEADS = 5
 LEARNING_RATE = 1e-3
 WARM_UP = 0.05
@@ -190,7 +192,7 @@ def write(folder: Path, head: torch.Tensor, heads: Heads, facts: dict[str, Any])
 def answers(path: Path, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Token ids of questions and answers, apart, as they are when the target writes."""
     pairs = []
-    for line in path.read_text("utf-8").splitlines():
+    for _, line in numbered_lines(path.read_text("utf-8")):
         row = json.loads(line)
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["question"]}], tokenize=False, add_generation_prompt=True

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.harness import machine
 from benchmarks.recorded import RECORDING
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET
+from shared.json_lines import numbered_lines
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
 from shared.models import Registry, resolve
@@ -59,7 +60,7 @@ def read_along(drafter: LlamaContext, prompt: list[int], text: list[int]) -> lis
 
 def prompts(path: Path) -> Iterator[str]:
     """Every line's first question, in a fixed random order."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line for _, line in numbered_lines(path.read_text(encoding="utf-8"))]
     for line in random.Random(0).sample(lines, len(lines)):
         row = json.loads(line)
         yield row["turns"][0] if "turns" in row else row["question"]

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import save
+from shared.json_lines import numbered_lines
 
 METHODS = ("none", "n-grams", "draft-model", "medusa")
 CONTEXT = 4096
@@ -450,7 +451,7 @@ def measure(served: Sequence[Served], tables: Tables, job: Job, alone: Sequence[
 
 def questions(path: Path, limit: int | None) -> list[tuple[str, str]]:
     """Category and first turn."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for _, line in numbered_lines(path.read_text("utf-8"))]
     return [(row["category"], row["turns"][0]) for row in rows][:limit]
 
 

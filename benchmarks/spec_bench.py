@@ -49,6 +49,7 @@ from edge_agent.evaluation.batch import Answered, Job, answer_all, load_batch_ed
 from edge_agent.evaluation.runs import Run, read_run
 from shared.config import DEFAULT_DRAFT, DEFAULT_TARGET, EdgeConfig
 from shared.errors import VocabularyMismatch
+from shared.json_lines import numbered_lines
 from shared.llama import LlamaContext, LlamaModel
 from shared.messages import Message
 from shared.models import Registry, ResolvedModel, file_sha256, resolve
@@ -253,7 +254,7 @@ def other_answers(texts: Sequence[Text], text: Text) -> SuffixIndex:
 
 def questions(path: Path, limit: int | None) -> list[tuple[str, str, str]]:
     """Id, task and first turn of each, in a fixed random order."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line for _, line in numbered_lines(path.read_text(encoding="utf-8"))]
     rows = [json.loads(line) for line in random.Random(0).sample(lines, len(lines))]
     task = {name: name.replace("_", " ") for name in TASKS}
     return [(row["id"], task.get(row["category"], "conversation"), row["turns"][0]) for row in rows][:limit]

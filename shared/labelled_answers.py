@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import InvalidSetting
+from shared.json_lines import numbered_lines
 
 
 class LabelledAnswer(BaseModel):
@@ -56,15 +57,14 @@ def from_lines(text: str, name: str) -> list[LabelledAnswer]:
         InvalidSetting: there is no answer, or a line is none.
     """
     answers = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                answers.append(LabelledAnswer.model_validate_json(line))
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "the line"
-                message = first["msg"].removeprefix("Value error, ")
-                raise InvalidSetting(f"{name}, line {number}: {where}: {message}") from None
+    for number, line in numbered_lines(text):
+        try:
+            answers.append(LabelledAnswer.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the line"
+            message = first["msg"].removeprefix("Value error, ")
+            raise InvalidSetting(f"{name}, line {number}: {where}: {message}") from None
     if not answers:
         raise InvalidSetting(f"{name} holds no answer: make it with `duet eval answers`")
     return answers

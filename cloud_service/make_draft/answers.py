@@ -10,6 +10,7 @@ import torch
 
 from cloud_service.make_draft.early_exit import Target
 from shared.errors import InvalidSetting
+from shared.json_lines import numbered_lines
 
 _CPU_ROWS = 16
 _GPU_ROWS = 1024
@@ -85,9 +86,10 @@ def _read(kept: Path, questions: Sequence[str]) -> list[str]:
     if not kept.is_file():
         return []
     # A line that a kill cut short is made again.
-    whole = [line for line in kept.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept.write_text("".join(whole), "utf-8")
-    rows = [json.loads(line) for line in whole]
+    raw = kept.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    kept.write_bytes(whole)
+    rows = [json.loads(line) for _, line in numbered_lines(whole.decode())]
     if [row["question"] for row in rows] != list(questions[: len(rows)]):
         raise InvalidSetting(f"{kept} holds answers to other questions: remove it or write elsewhere")
     return [row["text"] for row in rows]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import InvalidSetting
+from shared.json_lines import numbered_lines
 
 MIN_SEQUENCES = 10
 """Fewer leave nothing to validate with."""
@@ -38,7 +39,7 @@ def read_texts(path: Path) -> list[str]:
     if path.suffix not in (".jsonl", ".ndjson"):
         return [content]
     texts = []
-    for number, line in enumerate(filter(str.strip, content.splitlines()), 1):
+    for number, line in numbered_lines(content):
         try:
             row = json.loads(line)
             texts.append(next(row[key] for key in ("text", "prompt", "question") if key in row))

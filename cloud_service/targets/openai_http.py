@@ -131,17 +131,21 @@ class Upstream:
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
         """The events of a stream. Raises as `ask` does; CloudUnavailable too where it breaks off."""
         async with self._response(path, {**body, "stream": True}) as response:
-            async for line in response.aiter_lines():
-                if line == "data: [DONE]":
-                    return
-                if line.startswith("data: "):
-                    yield self._event(line.removeprefix("data: "))
+            rest = b""
+            # Not by aiter_lines: it parts lines where str.splitlines does, at what JSON's strings may hold.
+            async for chunk in response.aiter_bytes():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in map(bytes.rstrip, lines):
+                    if line == b"data: [DONE]":
+                        return
+                    if line.startswith(b"data: "):
+                        yield self._event(line.removeprefix(b"data: "))
         raise CloudUnavailable(f"the stream from {self.url} broke off; resume it on another replica")
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    def _event(self, text: str) -> Any:
+    def _event(self, text: bytes) -> Any:
         try:
             return json.loads(text)
         except ValueError:

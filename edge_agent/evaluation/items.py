@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edge_agent.evaluation.numerals import canonical_number
 from edge_agent.routing.probes import multiple_choice
 from shared.errors import DownloadFailed, InvalidSetting
+from shared.json_lines import numbered_lines
 
 LETTERS = "ABCDEF"
 """Of options, as `multiple_choice` writes them."""
@@ -203,17 +204,14 @@ def _read(name_or_path: str) -> str:
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[int, object]]:
-    """Each line's number and content. Only newlines part lines: JSON's texts may hold other separators."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()
-            except (ValueError, RecursionError) as error:  # half of a surrogate pair is a ValueError too
-                raise InvalidSetting(
-                    f"{name}, line {number}: not JSON: {' '.join(str(error).split())}"
-                ) from None
-            yield number, row
+    """Each line's number and content."""
+    for number, line in numbered_lines(text):
+        try:
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:  # half of a surrogate pair is a ValueError too
+            raise InvalidSetting(f"{name}, line {number}: not JSON: {' '.join(str(error).split())}") from None
+        yield number, row
 
 
 # The Hub: its rows become rows of a file, so that one place checks both.

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_agent.routing.probes import SHAPE_FEATURES
 from shared.errors import InvalidRequest, InvalidSetting
+from shared.json_lines import numbered_lines
 
 VERSION = 2
 MIN_QUESTIONS = 40
@@ -189,12 +190,12 @@ def read_results(path: Path) -> tuple[list[Result], Written]:
         InvalidRequest: names the line that cannot be read.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the results {path} cannot be read: {error}") from None
     results = []
     num_tokens = num_words = 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(text):
         try:
             row = json.loads(line)
             if row.get("prompt", _PLAIN) != _PLAIN:  # asked to say its length first

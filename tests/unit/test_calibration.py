@@ -209,8 +209,8 @@ def test_a_files_hash(home):
 
 
 def test_results_are_read_from_json_lines(home):
-    row = {"features": {"who": 0.5}, "edge_correct": True, "cloud_correct": False, "id": "x"}
-    (home / "r.jsonl").write_text(json.dumps(row) + "\n")
+    row = {"features": {"who": 0.5}, "edge_correct": True, "cloud_correct": False, "id": "x\u2028\x85"}
+    (home / "r.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
     results, written = read_results(home / "r.jsonl")
     assert results == [Result({"who": 0.5}, True, False, None)]
     assert written == Written(0, 0)

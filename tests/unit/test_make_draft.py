@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -169,10 +170,17 @@ def test_texts_come_from_json_lines_or_a_plain_file(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "b.txt") == ["all of it\nis one text"]
 
 
+def test_only_newlines_part_json_lines(tmp_path: Path) -> None:
+    texts = ["one\u2028two\u2029", "three\x85four"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    assert read_texts(tmp_path / "a.jsonl") == texts
+
+
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"other": 1}'])
 def test_a_line_of_another_kind_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' + line)
-    with pytest.raises(InvalidSetting, match=r"a\.jsonl, line 2: expected a JSON object with text"):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n' + line)
+    with pytest.raises(InvalidSetting, match=r"a\.jsonl, line 3: expected a JSON object with text"):
         read_texts(tmp_path / "a.jsonl")
 
 

@@ -100,6 +100,19 @@ async def test_a_stream_ends_at_its_mark():
     assert [event async for event in events] == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000], ids="chunks of {} bytes".format)
+async def test_a_streams_text_holds_what_other_formats_take_for_ends_of_lines(size):
+    event = {"text": "one\u2028two\x85three\r\n"}
+    body = f"data: {json.dumps(event, ensure_ascii=False)}\r\n\r\ndata: [DONE]\r\n\r\n".encode()
+
+    async def chunks():
+        for at in range(0, len(body), size):
+            yield body[at : at + size]
+
+    events = client(FakeUpstream(httpx.Response(200, content=chunks()))).events("/x", {})
+    assert [event async for event in events] == [event]
+
+
 async def test_a_stream_that_breaks_off_is_unavailable():
     events = client(FakeUpstream(httpx.Response(200, text='data: {"a": 1}\n\n'))).events("/x", {})
     assert await anext(events) == {"a": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.medusa_heads import Heads, measure, read, train, write
+from benchmarks.medusa_heads import Heads, answers, measure, read, train, write
 from benchmarks.server_methods import Engine, Job
 from tests.tiny_pair import END_OF_TEXT_ID, IM_END_ID, NUM_PLAIN_TOKENS, TinyPair
 
@@ -45,6 +46,15 @@ def replayed(drafts: Sequence[Sequence[int]], text: Sequence[int], num_tokens: i
         accepted.append(stands)
         committed += stands + 1
     return accepted
+
+
+def test_answers_are_read_with_any_separators_in_them(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pair.target_hf)
+    rows = [{"question": f"{n}\u2028?", "text": f"{n}\x85."} for n in range(2)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "answers.jsonl").write_text("".join(lines), "utf-8")
+    found = [tokenizer.decode(answer) for _, answer in answers(tmp_path / "answers.jsonl", tokenizer)]
+    assert found == [row["text"] for row in rows]
 
 
 def test_vllm_accepts_what_the_heads_draft(tiny_pair: TinyPair, tmp_path: Path) -> None:
