@@ -3,8 +3,10 @@
     python -m benchmarks.server_methods TARGET --data spec_bench.jsonl --draft DRAFT --heads HEADS
 
 TARGET and DRAFT are Hugging Face folders (`duet-cloud convert`), HEADS is what `benchmarks.medusa_heads`
-wrote. Each method has an engine. All are started at once on one GPU and measured in turn, so that nothing
-else runs there meanwhile. What is measured is kept in a folder as it comes, beside the run's own plain
+wrote. Each method has an engine, all on one GPU: plain decoding is started alone, then the others at once.
+They are measured in turn when all are up, so that nothing else runs there meanwhile. --budget fits a machine
+that has compiled nothing yet; an engine that is still starting a minute before its end is left out, and said
+so. What is measured is kept in a folder as it comes, beside the run's own plain
 decoding: a later run with other --methods adds to the tables. `benchmarks.spec_bench` has what drafts at the
 edge.
 """
@@ -18,8 +20,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Container, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -228,8 +230,35 @@ class Served:
             self._process.join()
 
 
+@contextmanager
+def engines(
+    methods: Sequence[str], start: Callable[[str], Served], ends: float
+) -> Generator[list[Served], None, None]:
+    """Plain decoding, and those of the other methods that are up in time; they are ended afterwards.
+
+    Args:
+        methods: the others.
+        start: makes the engine of a method, without waiting for it.
+    Raises:
+        SystemExit: plain decoding is not up in time.
+    """
+    served = []
+    try:
+        # Alone: nothing is measured without it, and engines that compile at once hold each other up.
+        served.append(start("none"))
+        if not started(served, ends - MEASURING_S):
+            sys.exit("plain decoding did not start, and everything is measured against it")
+        served += [start(method) for method in methods]
+        yield [served[0], *started(served[1:], ends - MEASURING_S)]
+    finally:
+        for each in served:
+            each.ask_to_end()
+        for each in served:
+            each.close()
+
+
 def started(served: Sequence[Served], ends: float) -> list[Served]:
-    """Those that are up in time, in their own order."""
+    """Those that are up in time, in their own order; says why others are left out."""
     up: set[str] = set()
     waiting = {each.connection: each for each in served}
     began = time.perf_counter()
@@ -240,12 +269,16 @@ def started(served: Sequence[Served], ends: float) -> list[Served]:
             try:
                 connection.recv()
             except EOFError:
-                print(f"{each.method} did not start", flush=True)
+                print(f"{each.method} is left out: it ended while it started, see above", flush=True)
                 continue
             up.add(each.method)
             print(f"{each.method} is up after {time.perf_counter() - began:.0f} s", flush=True)
     for each in waiting.values():
-        print(f"{each.method} is not up in time", flush=True)
+        print(
+            f"{each.method} is left out: still starting after {time.perf_counter() - began:.0f} s, and the"
+            f" last {MEASURING_S:.0f} s of --budget are for measuring; raise it",
+            flush=True,
+        )
     return [each for each in served if each.method in up]
 
 
@@ -479,11 +512,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="most of an answer")
     parser.add_argument("--draft-tokens", type=int, default=5, help="of each draft; Medusa: its heads")
     parser.add_argument("--limit", type=int, help="questions")
-    parser.add_argument("--budget", type=float, default=225.0, help="seconds for all")
+    parser.add_argument("--budget", type=float, default=420.0, help="seconds for all (default: %(default)g)")
     parser.add_argument("--engine", default="{}", help="vLLM's options, as JSON")
     arguments = parser.parse_args()
     ends = time.perf_counter() + arguments.budget
-    methods = [method for method in METHODS if method in {"none", *arguments.methods.split(",")}]
+    methods = [method for method in METHODS[1:] if method in arguments.methods.split(",")]
 
     import torch
     from transformers import AutoTokenizer
@@ -497,18 +530,9 @@ def main() -> None:
     ]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     tables = Tables(arguments, [task if task in TASKS else "conversation" for task, _ in asked], where)
-    served = [Served(method, arguments, prompts) for method in methods]
-    try:
-        up = started(served, ends - MEASURING_S)
-        if not up or up[0].method != "none":
-            sys.exit("plain decoding did not start, and everything is measured against it")
+    with engines(methods, lambda method: Served(method, arguments, prompts), ends) as up:
         measure(up, tables, Job(list(range(len(asked))), STREAMS, arguments.tokens), alone, ends)
         tables.save()
-    finally:
-        for each in served:
-            each.ask_to_end()
-        for each in served:
-            each.close()
 
 
 def chat_ids(tokenizer: Any, question: str) -> list[int]:
