@@ -9,7 +9,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from edge_agent.evaluation import metrics
+from edge_agent.evaluation import crossfit, metrics
 from edge_agent.evaluation.crossfit import (
     SINGLE,
     crossfit_gain,
@@ -50,6 +50,12 @@ def routing_rows(num=400, seed=0, losses=True):
         }
         for w, e, c in zip(who, edge, cloud, strict=True)
     ]
+
+
+@pytest.fixture
+def one_strength(monkeypatch):
+    """A fraction of the fits, for tests that are not about how strongly a fit is held back."""
+    monkeypatch.setattr(crossfit, "_STRENGTHS", (0.1,))
 
 
 @pytest.mark.parametrize("method", ["logistic", "single", "boosting"])
@@ -103,6 +109,7 @@ def test_folds_are_even_in_labels_and_keep_groups_whole():
         assert len(set(grouped)) == 5
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_the_same_seed_gives_the_same_scores():
     table, labels = informed(100)
     assert (crossfit_probability(table, labels) == crossfit_probability(table, labels)).all()
@@ -162,7 +169,7 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
 # --- length ---
 
 
-def lengths(num=400, seed=0):
+def lengths(num=200, seed=0):
     rng = np.random.default_rng(seed)
     table = rng.normal(size=(num, 2))
     return table, np.round(np.exp(4 + 0.6 * table[:, 0] + 0.2 * rng.normal(size=num)))
@@ -171,13 +178,13 @@ def lengths(num=400, seed=0):
 @pytest.mark.parametrize("options", [{}, {"scale": "raw"}, {"boosting": True}], ids=str)
 def test_a_length_regression_beats_the_best_constant(options):
     table, tokens = lengths()
-    constant = metrics.length_figures(np.full(400, metrics.best_constant(tokens)), tokens).error
+    constant = metrics.length_figures(np.full(len(tokens), metrics.best_constant(tokens)), tokens).error
     assert metrics.length_figures(crossfit_length(table, tokens, **options), tokens).error < 0.6 * constant
 
 
 def test_lengths_that_are_not_fitted_on_are_predicted_but_teach_nothing():
     table, tokens = lengths()
-    whole = np.arange(400) % 4 > 0
+    whole = np.arange(len(tokens)) % 4 > 0
     predicted, other = (
         crossfit_length(table, np.where(whole, tokens, cut), fit_on=whole) for cut in (9000, 1)
     )
@@ -210,9 +217,10 @@ def test_outcomes_come_from_the_answers_or_from_the_labels():
     assert (use, edge.tolist(), cloud.tolist()) == (rows[:1], [True], [False])
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_a_sweep_tells_a_good_set_of_features_from_an_empty_one():
     rows = routing_rows(300)
-    good, noise = sweep(rows, {"good": ["who"], "noise": ["noise"]}, draws=100)
+    good, noise = sweep(rows, {"good": ["who"], "noise": ["noise"]}, draws=50)
     assert (good.name, good.num_features, good.num_questions) == ("good", 1, 300)
     assert good.apgr.low > noise.apgr.high
     assert good.over_length.excludes_zero
@@ -223,6 +231,7 @@ def test_a_sweep_tells_a_good_set_of_features_from_an_empty_one():
     assert all(not math.isnan(x) for x in astuple(good) if isinstance(x, float))
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_a_sweep_takes_one_number_of_the_set_that_asks_for_it():
     rows = routing_rows(100, losses=False)
     (found,) = sweep(rows, {SINGLE: ["noise", "who"]}, draws=10)
@@ -231,11 +240,13 @@ def test_a_sweep_takes_one_number_of_the_set_that_asks_for_it():
     assert found.apgr.value == metrics.apgr(one, edge, cloud)
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_a_cloud_that_is_never_wrong_has_no_gain_model():
     (found,) = sweep(routing_rows(100, losses=False), {"who": ["who"]}, draws=20)
     assert math.isnan(found.gain_apgr)
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_the_gain_is_of_questions_that_only_one_of_the_two_gets_right():
     rng = np.random.default_rng(0)
     who, whom = rng.random(600) < 0.5, rng.random(600) < 0.5

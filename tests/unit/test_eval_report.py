@@ -297,7 +297,10 @@ def report(tmp_path: Path, *runs: tuple[str, list[Row]]) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Files, HTML and Markdown: two routing runs, one of them labelled, and one run of each other kind."""
+    """Files, HTML and Markdown: two routing runs, one of them labelled, and one run of each other kind.
+
+    One small picture stands for all; tests/engine/test_eval_report_drawn.py draws them.
+    """
     folder = tmp_path_factory.mktemp("whole")
     runs = folders_of(
         folder,
@@ -306,7 +309,10 @@ def whole(tmp_path_factory):
         ("length", length_rows()),
         ("routing", routing_rows(60, seed=1)),
     )
-    with no_layout():
+    svg, png = svg_of("calibration"), plots.to_png(figure_of("calibration"))
+    with no_layout(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "to_svg", lambda figure: svg)
+        patch.setattr(plots, "to_png", lambda figure: png)
         files = write_report(runs, folder / "out")
     return files, files.page.read_text("utf-8"), files.summary.read_text("utf-8")
 

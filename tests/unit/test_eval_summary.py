@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from edge_agent.evaluation import metrics
+from edge_agent.evaluation import crossfit, metrics
 from edge_agent.evaluation.summary import (
     as_json,
     summarise_length,
@@ -19,6 +19,15 @@ from edge_agent.evaluation.summary import (
 from shared.bootstrap import Estimate, bootstrap_interval
 
 DRAWS = 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_strength():
+    """A fraction of the fits: these tests are not about how strongly a fit is held back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crossfit, "_STRENGTHS", (0.1,))
+        patch.setattr(crossfit, "_PENALTIES", (0.01,))
+        yield
 
 
 def routing_rows(num=120, seed=0):
