@@ -40,14 +40,16 @@ async def test_tokens_come_at_most_three_times_as_slowly_while_a_long_prompt_is_
                 while len(beside[-1]) < NUM_GAPS and not prompt.is_read:
                     beside[-1].append(await anext(short))
                 assert prompt.num_tokens >= 450
-    ratio = median(median(b) / median(a) for a, b in zip(alone, beside, strict=True))
+    ratios = sorted(median(b) / median(a) for a, b in zip(alone, beside, strict=True))
     print(
         f"median inter-token latency: {median(chain(*alone)) * 1e3:.0f} ms alone,"
         f" {median(chain(*beside)) * 1e3:.0f} ms beside a prompt of {prompt.num_tokens} tokens;"
-        f" turn by turn {ratio:.2f}x"
+        f" turn by turn {', '.join(f'{each:.2f}' for each in ratios)}x"
     )
     assert sum(map(len, beside)) >= 12
-    assert ratio <= MAX_STRETCH
+    # Other work on the machine stretches some turns many times over, chunks that are too long all of them.
+    # The least may be a turn whose own tokens were held up.
+    assert ratios[1] <= MAX_STRETCH
 
 
 async def gaps(cloud: Cloud) -> AsyncGenerator[float, None]:
