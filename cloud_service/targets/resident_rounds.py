@@ -15,6 +15,23 @@ MAX_GRAPH_TOKENS = 2048
 launched one by one do not keep it waiting."""
 
 
+TOGETHER = 32
+"""Sessions up to which all whose drafts are there share a step."""
+
+
+def most_in_a_step(num_sessions: int) -> int:
+    """Drafts that one step verifies at most.
+
+    Once there are many, two steps of half the sessions take a GPU little longer than one of all, and while
+    one half is verified the service takes the other's verdicts and sends its next drafts. With all in one
+    step the engine would wait for that.
+
+    >>> most_in_a_step(32), most_in_a_step(65)
+    (32, 33)
+    """
+    return num_sessions if num_sessions <= TOGETHER else (num_sessions + 1) // 2
+
+
 def graph_sizes(num_streams: int, step_tokens: int, max_batched_tokens: int | None = None) -> list[int]:
     """Tokens of the steps to capture as CUDA graphs, for so many streams that each verify a draft in one.
 

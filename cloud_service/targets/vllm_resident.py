@@ -28,7 +28,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from cloud_service.scheduling import DraftValue
 from cloud_service.targets.base import GenerateOptions, Scores, TargetSequence, drawn_by_vllm
-from cloud_service.targets.resident_rounds import PendingRound, graph_sizes
+from cloud_service.targets.resident_rounds import PendingRound, graph_sizes, most_in_a_step
 from cloud_service.targets.vllm_rows import join
 from cloud_service.targets.vllm_scheduler import (
     DRAFT,
@@ -102,7 +102,8 @@ class ResidentSessions:
 
     Their drafts and answers go past vLLM's own bookkeeping of requests in this process, which costs more than
     all else that a round does here. Drafts that come while the engine works wait for the end of its step and
-    go together: their sessions then share its steps, and stay in its batch from one to the next.
+    go together: their sessions then share its steps, and stay in its batch from one to the next. Of many
+    sessions one half is verified while the other's drafts come (`resident_rounds.most_in_a_step`).
     """
 
     def __init__(self, llm: Any, padding: frozenset[int]) -> None:
@@ -158,7 +159,7 @@ class ResidentSessions:
         """Hand over a session's next draft, for `Session.verdict`."""
         start = session.begin(draft)
         self._drafts.append((session.name, start, list(draft)))
-        if not self._verifying and len(self._drafts) == 1:
+        if len(self._drafts) >= self._enough():
             asyncio.get_running_loop().call_soon(self._flush)
 
     def close(self, session: Session) -> None:
@@ -167,6 +168,16 @@ class ResidentSessions:
             self._do(self._core.abort_requests_async([session.name]))
             self._verifying.discard(session.name)
             self._flush()
+
+    def _enough(self) -> int:
+        """Drafts that go to the engine without waiting for the end of its step.
+
+        Each time costs it something. Where all sessions share a step, those that wait cannot be in this one.
+        """
+        if not self._verifying:
+            return 1
+        most = most_in_a_step(len(self))
+        return most // 2 if most < len(self) else len(self)
 
     def _flush(self) -> None:
         drafts = [draft for draft in self._drafts if draft[0] in self._sessions]

@@ -28,7 +28,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from cloud_service.targets.resident_rounds import PendingRound
+from cloud_service.targets.resident_rounds import PendingRound, most_in_a_step
 
 DRAFT = "duet_draft"
 """Key of a session's `extra_args`: its first draft, a list of token ids."""
@@ -138,6 +138,7 @@ class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
         self._evict_those_parked_too_long()
         # One slot is left to new prompts, which sessions could otherwise shut out.
         slots = self.max_num_running_reqs - len(self.running) - bool(self.waiting)
+        slots = min(slots, most_in_a_step(len(self._sessions)))
         while self._ready and slots > 0:
             session = self._ready.popleft()
             if session.request.is_finished():

@@ -52,7 +52,7 @@ async def target(tiny_pair: TinyPair) -> AsyncIterator[VllmTarget]:
         "dtype": "float32",
         "max_model_len": CONTEXT_TOKENS,
         "num_gpu_blocks_override": NUM_BLOCKS,
-        "max_num_seqs": 16,
+        "max_num_seqs": 24,
         **resident.engine_options(parked_s=PARKED_S),
     }
     model = str(tiny_pair.target_hf)
@@ -245,7 +245,7 @@ async def test_sampled_drafts_are_verified_exactly_in_distribution(
     for token, prob in third.items():
         expected[(*draft, token)] = first[draft[0]] * second[draft[1]] * prob
     assert sum(expected.values()) == pytest.approx(1.0)
-    places = asyncio.Semaphore(24)
+    places = asyncio.Semaphore(44)  # more than slots, and than share a step
 
     async def answer(number: int) -> tuple[int, ...]:
         async with places, target.sequence(prompt, own_draw=sampling if number % 8 else None) as sequence:
@@ -442,6 +442,35 @@ async def test_16_streams_at_once_get_what_each_gets_alone_preempted_ones_too(pa
     assert [completion.token_ids for completion in together] == alone
     assert pair.target._sessions.num_evicted > preempted, "the streams do not fit the cache together"
     await assert_nothing_is_held(pair.target)
+
+
+async def test_of_many_sessions_half_share_a_step(
+    target: VllmTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [[number, number + 1, number + 2] for number in range(38)]
+    drafts = [[number] * 4 for number in range(38)]
+    alone = []
+    for text, draft in zip(texts, drafts, strict=True):
+        async with target.sequence(text) as sequence:
+            alone.append(await verified(sequence, text, draft))
+
+    num_answered: list[int] = []
+    sessions = target._sessions
+    assert sessions is not None
+    learn = sessions._learn
+    monkeypatch.setattr(
+        sessions, "_learn", lambda outputs: (num_answered.append(len(outputs)), learn(outputs))
+    )
+    async with AsyncExitStack() as stack:
+        sequences = [await stack.enter_async_context(target.sequence(text)) for text in texts]
+        made = await asyncio.gather(*map(verified, sequences, texts, drafts))
+        num_answered.clear()
+        after = [[*text, *new] for text, new in zip(texts, made, strict=True)]
+        again = await asyncio.gather(*map(verified, sequences, after, drafts))
+    assert made == alone
+    assert all(len(new) >= 1 for new in again)
+    assert max(num_answered) == 19, "of 38 with a draft, as many as may share a step do, and no more"
+    await assert_nothing_is_held(target)
 
 
 async def test_a_stream_that_vanishes_in_a_round_leaves_the_engine(target: VllmTarget) -> None:
