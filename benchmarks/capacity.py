@@ -32,6 +32,7 @@ import torch
 from benchmarks.harness import quantile, save
 from benchmarks.verify_vllm import SHAPE_KEYS, SHAPES, Bench, Numbers, numbers, write_shape
 from cloud_service.targets.base import GenerateOptions
+from cloud_service.targets.resident_rounds import TOGETHER
 from cloud_service.targets.vllm import VllmTarget, engine_config
 from cloud_service.targets.vllm_resident import MAX_STEP_DRAFT_TOKENS, engine_options, graph_options
 from shared.sampling import Sampling
@@ -115,8 +116,10 @@ def plain_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
     return {}
 
 
-def resident_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
-    options = engine_options()
+def resident_options(
+    arguments: argparse.Namespace, draft: Path, *, in_halves: bool = False
+) -> dict[str, Any]:
+    options = engine_options(in_halves=in_halves)
     given = {"max_num_seqs": max(arguments.edges), **json.loads(arguments.engine)}
     return {
         **options,
@@ -158,7 +161,7 @@ def ngram_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
 
 
 PARTS = {
-    "usual": ["plain", "resident"],
+    "usual": ["plain", "resident", "halves"],
     "grid": ["plain", "resident"],
     "baselines": ["plain", "resident", "draft-model", "ngram"],
 }
@@ -169,6 +172,7 @@ EDGES = {"usual": [1, 16, 64, 128, 256], "grid": [16, 64, 128, 256], "baselines"
 OPTIONS = {
     "plain": plain_options,
     "resident": resident_options,
+    "halves": partial(resident_options, in_halves=True),
     "draft-model": draft_model_options,
     "ngram": ngram_options,
 }
@@ -283,11 +287,11 @@ class Table:
             ]
         )
 
-    def add(self, num_edges: int, load: Load, measured: Measured) -> None:
+    def add(self, num_edges: int, load: Load, measured: Measured, scheme: str = "resident") -> None:
         times, python = measured.times_ms, measured.per_round_ms
         self._add(
             [
-                *("resident", str(num_edges), str(load.draft), load.acceptance, f"{1e3 * load.think_s:.0f}"),
+                *(scheme, str(num_edges), str(load.draft), load.acceptance, f"{1e3 * load.think_s:.0f}"),
                 *(f"{measured.tokens_s:,.0f}", self._of_plain(measured.tokens_s, num_edges)),
                 f"{measured.moved:.0%}",
                 *(
@@ -421,9 +425,22 @@ def explain(before: dict[str, tuple[int, float]], after: dict[str, tuple[int, fl
             print(f"    {what}: {calls} calls, {1e3 * seconds / calls:.2f} ms each", flush=True)
 
 
+async def measure_halves(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
+    """Of many sessions half share a step; fewer than `TOGETHER` know no halves."""
+    target.verification = "resident"
+    edges = Edges(target, max(arguments.edges))
+    await edges.run(max(arguments.edges), usual(), 1.0)
+    for count in (count for count in arguments.edges if count > TOGETHER):
+        if arguments.seconds_left() < CELL_S:
+            break
+        measured = await edges.run(count, usual(), arguments.seconds)
+        table.add(count, usual(), measured, scheme="resident, in halves")
+
+
 MEASURE = {
     "plain": measure_plain,
     "resident": measure_resident,
+    "halves": measure_halves,
     "draft-model": partial(measure_own_speculation, "draft model"),
     "ngram": partial(measure_own_speculation, "n-grams"),
 }

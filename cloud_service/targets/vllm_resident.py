@@ -33,6 +33,7 @@ from cloud_service.targets.vllm_rows import join
 from cloud_service.targets.vllm_scheduler import (
     DRAFT,
     DRAFTS,
+    IN_HALVES,
     PARKED_S,
     NothingProposed,
     RemoteDraftScheduler,
@@ -75,11 +76,13 @@ def graph_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"compilation_config": {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": sizes}}
 
 
-def engine_options(*, parked_s: float = DEFAULT_PARKED_S) -> dict[str, Any]:
+def engine_options(*, parked_s: float = DEFAULT_PARKED_S, in_halves: bool = False) -> dict[str, Any]:
     """Options of vLLM's engine that make room for resident sessions.
 
     Args:
         parked_s: seconds that a session without a draft keeps its blocks.
+        in_halves: of many sessions verify half in a step, so that the other half's drafts come meanwhile. Not
+            measured on a GPU yet, which is what `benchmarks.capacity` asks for it for.
     """
     return {
         "scheduler_cls": f"{RemoteDraftScheduler.__module__}.{RemoteDraftScheduler.__name__}",
@@ -88,7 +91,7 @@ def engine_options(*, parked_s: float = DEFAULT_PARKED_S) -> dict[str, Any]:
             "model": f"{NothingProposed.__module__}.{NothingProposed.__name__}",
             "num_speculative_tokens": MAX_STEP_DRAFT_TOKENS,
         },
-        "additional_config": {PARKED_S: parked_s},
+        "additional_config": {PARKED_S: parked_s, IN_HALVES: in_halves},
     }
 
 
@@ -102,8 +105,8 @@ class ResidentSessions:
 
     Their drafts and answers go past vLLM's own bookkeeping of requests in this process, which costs more than
     all else that a round does here. Drafts that come while the engine works wait for the end of its step and
-    go together: their sessions then share its steps, and stay in its batch from one to the next. Of many
-    sessions one half is verified while the other's drafts come (`resident_rounds.most_in_a_step`).
+    go together: their sessions then share its steps, and stay in its batch from one to the next. With
+    `in_halves` one half of many is verified while the other's drafts come (`resident_rounds.most_in_a_step`).
     """
 
     def __init__(self, llm: Any, padding: frozenset[int]) -> None:
@@ -123,6 +126,7 @@ class ResidentSessions:
         self._llm = llm
         self._core = llm.engine_core
         self._context_tokens = int(llm.vllm_config.model_config.max_model_len)
+        self._in_halves: bool = llm.vllm_config.additional_config[IN_HALVES]
         self._ids = itertools.count()
         self._sessions: dict[str, Session] = {}
         self._verifying: set[str] = set()
@@ -176,7 +180,7 @@ class ResidentSessions:
         """
         if not self._verifying:
             return 1
-        most = most_in_a_step(len(self))
+        most = most_in_a_step(len(self)) if self._in_halves else len(self)
         return most // 2 if most < len(self) else len(self)
 
     def _flush(self) -> None:

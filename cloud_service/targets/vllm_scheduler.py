@@ -36,6 +36,8 @@ DRAFTS = "duet_drafts"
 """Key of a control request's `extra_args`: of each [request id, length of the text before it, token ids]."""
 PARKED_S = "duet_parked_s"
 """Key of the engine's `additional_config`: seconds that a parked session keeps its blocks."""
+IN_HALVES = "duet_in_halves"
+"""Likewise: whether of many sessions half share a step (`resident_rounds.most_in_a_step`)."""
 
 
 class NothingProposed:
@@ -89,6 +91,7 @@ class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
         super().__init__(vllm_config, *args, **kwargs)
         self.running: list[Request]
         self._parked_s: float = vllm_config.additional_config[PARKED_S]
+        self._in_halves: bool = vllm_config.additional_config[IN_HALVES]
         self._sessions: dict[str, _Session] = {}
         self._parked: OrderedDict[str, _Session] = OrderedDict()
         """By request id, those that hold blocks and wait for a draft; parked longest first."""
@@ -138,7 +141,8 @@ class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
         self._evict_those_parked_too_long()
         # One slot is left to new prompts, which sessions could otherwise shut out.
         slots = self.max_num_running_reqs - len(self.running) - bool(self.waiting)
-        slots = min(slots, most_in_a_step(len(self._sessions)))
+        if self._in_halves:
+            slots = min(slots, most_in_a_step(len(self._sessions)))
         while self._ready and slots > 0:
             session = self._ready.popleft()
             if session.request.is_finished():
