@@ -28,7 +28,7 @@ from edge_agent.remote import Cloud, Meter
 from edge_agent.speculation import speculate
 from edge_agent.speeds import Speeds
 from edge_agent.steps import Step
-from shared.config import EdgeConfig
+from shared.config import CloudConfig, EdgeConfig
 from shared.controller import Plan, SpeedController, Way
 from shared.drafts import Proposal
 from shared.events import Token
@@ -76,7 +76,12 @@ class SlowTarget(ScriptedTarget):
 
     @asynccontextmanager
     async def sequence(
-        self, token_ids: Sequence[int], *, tenant: str | None = None, expected_tokens: int = 0
+        self,
+        token_ids: Sequence[int],
+        *,
+        tenant: str | None = None,
+        expected_tokens: int = 0,
+        own_draw: Sampling | None = None,
     ) -> AsyncIterator[SlowSequence]:
         async with super().sequence(token_ids, tenant=tenant):
             yield SlowSequence(self)
@@ -88,7 +93,13 @@ class SlowSequence(ScriptedSequence):
         self._slow, self._waits = target, Waits()
 
     async def score(
-        self, token_ids: Sequence[int], *, num_rows: int, width: int, proposed: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        *,
+        num_rows: int,
+        width: int,
+        proposed: Sequence[int] | None = None,
+        num_judged: int = 0,
     ) -> Scores:
         seconds = self._slow.verify(num_rows - 1)
         await self._waits.wait(seconds)
@@ -200,7 +211,7 @@ async def measure(step: int, rtt_ms: int, t_draft: float, answers: Sequence[Answ
 
     async def one(plan: Plan | None, target: SlowTarget) -> Outcome:
         async with (
-            serving(target, max_draft_tokens=64) as (address, _),
+            serving(target, CloudConfig(max_draft_tokens=64)) as (address, _),
             LinkProxy(link, listen="127.0.0.1:0", to=address) as proxy,
         ):
             return await live(proxy.address, world, answers, plan)

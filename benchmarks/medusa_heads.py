@@ -54,7 +54,7 @@ class Accuracy:
     """Share where those before it are right, too: what a draft of so many tokens would have accepted."""
 
 
-class Heads(nn.Module):  # type: ignore[misc]
+class Heads(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_heads))

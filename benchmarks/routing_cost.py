@@ -79,8 +79,7 @@ async def main() -> None:
     edge = await EdgeModel.load(resolved.path, resolved.name, config)
     reader = QuestionReader(edge, {})
     rows = [
-        await edge.run(lambda n=n: measure(edge, reader, n, arguments.repeats))  # type: ignore[misc]
-        for n in arguments.lengths
+        await edge.run(lambda n=n: measure(edge, reader, n, arguments.repeats)) for n in arguments.lengths
     ]
     await edge.close()
     save(

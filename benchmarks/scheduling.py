@@ -115,7 +115,7 @@ class _Simulation:
         heapq.heappush(self._due, (when, next(self._order), answer))
 
     def _come(self, now: float, answer: _Answer) -> None:
-        if self._line.has_free_place and not len(self._line):
+        if self._line.num_free and not len(self._line):
             self._line.take(TENANT)
             self._begin(now, answer)
         else:
