@@ -392,13 +392,19 @@ def plain(num_tokens: int) -> GenerateOptions:
     )
 
 
-async def measure_resident(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
+async def warmed(target: VllmTarget, arguments: argparse.Namespace) -> Edges:
+    """Edges whose first rounds are over, with the engine's clocks running."""
     target.verification = "resident"  # random weights may make NaN rows, which its own test would refuse
     edges = Edges(target, max(arguments.edges))
     await edges.run(max(arguments.edges), usual(), 1.0)
     await target.llm.collective_rpc("time_preparation")
     if arguments.explain:
         await target.llm.collective_rpc("watch_steps")
+    return edges
+
+
+async def measure_resident(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
+    edges = await warmed(target, arguments)
     for count, load in [(count, load) for load in LOADS[arguments.run] for count in arguments.edges]:
         if arguments.seconds_left() < CELL_S:
             break
@@ -427,9 +433,7 @@ def explain(before: dict[str, tuple[int, float]], after: dict[str, tuple[int, fl
 
 async def measure_halves(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
     """Of many sessions half share a step; fewer than `TOGETHER` know no halves."""
-    target.verification = "resident"
-    edges = Edges(target, max(arguments.edges))
-    await edges.run(max(arguments.edges), usual(), 1.0)
+    edges = await warmed(target, arguments)
     for count in (count for count in arguments.edges if count > TOGETHER):
         if arguments.seconds_left() < CELL_S:
             break

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 from benchmarks.harness import save
 from benchmarks.link import fixed, h100_pass
@@ -75,15 +76,8 @@ class SlowTarget(ScriptedTarget):
         )  # takes a second, which no stream should wait for
 
     @asynccontextmanager
-    async def sequence(
-        self,
-        token_ids: Sequence[int],
-        *,
-        tenant: str | None = None,
-        expected_tokens: int = 0,
-        own_draw: Sampling | None = None,
-    ) -> AsyncIterator[SlowSequence]:
-        async with super().sequence(token_ids, tenant=tenant):
+    async def sequence(self, token_ids: Sequence[int], **asked: Any) -> AsyncIterator[SlowSequence]:
+        async with super().sequence(token_ids, **asked):
             yield SlowSequence(self)
 
 
@@ -92,18 +86,10 @@ class SlowSequence(ScriptedSequence):
         super().__init__(target, target._next_token, 1.0)
         self._slow, self._waits = target, Waits()
 
-    async def score(
-        self,
-        token_ids: Sequence[int],
-        *,
-        num_rows: int,
-        width: int,
-        proposed: Sequence[int] | None = None,
-        num_judged: int = 0,
-    ) -> Scores:
+    async def score(self, token_ids: Sequence[int], *, num_rows: int, **asked: Any) -> Scores:
         seconds = self._slow.verify(num_rows - 1)
         await self._waits.wait(seconds)
-        scores = await super().score(token_ids, num_rows=num_rows, width=width, proposed=proposed)
+        scores = await super().score(token_ids, num_rows=num_rows, **asked)
         return Scores(scores.rows, Timings(0, round(1e6 * seconds)), scores.logprobs)
 
     async def generate(

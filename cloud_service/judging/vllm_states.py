@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from cloud_service.judging.states import ReadAnswer
 from cloud_service.targets import vllm_judge
@@ -21,20 +21,21 @@ from shared.messages import Message
 class VllmReader:
     """Reads answers with vLLM, one after the other."""
 
-    def __init__(self, target: VllmTarget, text: HfText, runner: asyncio.Runner, max_tokens: int) -> None:
+    def __init__(self, target: VllmTarget, text: HfText, portal: BlockingPortal, max_tokens: int) -> None:
         """
         Args:
             target, text: see `load_reader`.
+            portal: to where the engine's answers are waited for.
             max_tokens: of an answer; what comes later is left out.
         """
         self._target = target
         self._text = text
-        self._runner = runner
+        self._portal = portal
         self._max_tokens = max_tokens
         self._sequence = VllmSequence(target, None)
 
     def read(self, answer: LabelledAnswer) -> ReadAnswer:
-        return self._runner.run(self._read(answer))
+        return self._portal.call(self._read, answer)
 
     async def begin(self) -> None:
         """Raises ModelUnsupported where the engine shows no hidden states."""
@@ -74,10 +75,10 @@ def vllm_reader(folder: str, name: str, options: Mapping[str, Any], max_tokens: 
         InvalidSetting, ModelError: see `load_reader` and `VllmReader.begin`.
     """
     target, text = load_reader(folder, name, options)
-    with asyncio.Runner() as runner:
+    with start_blocking_portal() as portal:
         try:
-            reader = VllmReader(target, text, runner, max_tokens)
-            runner.run(reader.begin())
+            reader = VllmReader(target, text, portal, max_tokens)
+            portal.call(reader.begin)
             yield reader
         finally:
-            runner.run(target.close())
+            portal.call(target.close)

@@ -163,7 +163,7 @@ class ResidentSessions:
         """Hand over a session's next draft, for `Session.verdict`."""
         start = session.begin(draft)
         self._drafts.append((session.name, start, list(draft)))
-        if len(self._drafts) >= self._enough():
+        if len(self._drafts) == self._enough():
             asyncio.get_running_loop().call_soon(self._flush)
 
     def close(self, session: Session) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,18 @@ class Pair:
     target: VllmTarget
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def pair(target: VllmTarget, tiny_pair: TinyPair) -> AsyncIterator[Pair]:
+@asynccontextmanager
+async def paired(target: VllmTarget, tiny_pair: TinyPair, *, num_slots: int = 1) -> AsyncIterator[Pair]:
+    """Serve a target, and connect an edge of so many streams."""
     async with (
         serving(target) as (address, _),
-        loaded_edge(tiny_pair.draft_gguf) as edge,
+        loaded_edge(tiny_pair.draft_gguf, num_slots=num_slots) as edge,
         connection(address) as cloud,
     ):
         yield Pair(edge, cloud, target)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def pair(target: VllmTarget, tiny_pair: TinyPair) -> AsyncIterator[Pair]:
+    async with paired(target, tiny_pair) as pair:
+        yield pair

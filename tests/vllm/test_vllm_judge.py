@@ -30,7 +30,7 @@ from shared.session import Origin
 from tests.labelled import answers
 from tests.service import connection, eventually, generate, loaded_edge, run_duet, serving, speculate
 from tests.tiny_pair import HIDDEN_SIZE, NUM_TOKENS, TinyPair
-from tests.vllm.conftest import CONTEXT_TOKENS, NUM_BLOCKS, Pair
+from tests.vllm.conftest import CONTEXT_TOKENS, NUM_BLOCKS, Pair, paired
 from tests.vllm_streams import random_requests, rendered
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
@@ -150,12 +150,8 @@ async def target(
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pair(target: VllmTarget, tiny_pair: TinyPair) -> AsyncIterator[Pair]:
-    async with (
-        serving(target) as (address, _),
-        loaded_edge(tiny_pair.draft_gguf, num_slots=6) as edge,
-        connection(address) as cloud,
-    ):
-        yield Pair(edge, cloud, target)
+    async with paired(target, tiny_pair, num_slots=6) as pair:
+        yield pair
 
 
 async def judge_by(target: VllmTarget, head: JudgeHead) -> None:

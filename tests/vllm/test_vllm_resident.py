@@ -36,9 +36,9 @@ from shared.messages import Message, Open, Policy
 from shared.sampling import Rows, Sampling, draw
 from shared.session import EdgeSession
 from tests.chi_square import p_value
-from tests.service import connection, eventually, generate, loaded_edge, serving, speculate
+from tests.service import eventually, generate, speculate
 from tests.tiny_pair import PADDED_VOCAB_SIZE, TinyPair
-from tests.vllm.conftest import CONTEXT_TOKENS, NUM_BLOCKS, Pair
+from tests.vllm.conftest import CONTEXT_TOKENS, NUM_BLOCKS, Pair, paired
 from tests.vllm_streams import SAMPLINGS, random_requests
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
@@ -66,12 +66,8 @@ async def target(tiny_pair: TinyPair) -> AsyncIterator[VllmTarget]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pair(target: VllmTarget, tiny_pair: TinyPair) -> AsyncIterator[Pair]:
-    async with (
-        serving(target) as (address, _),
-        loaded_edge(tiny_pair.draft_gguf) as edge,
-        connection(address) as cloud,
-    ):
-        yield Pair(edge, cloud, target)
+    async with paired(target, tiny_pair) as pair:
+        yield pair
 
 
 async def greedy_by_rounds(target: VllmTarget, prompt: list[int], num_tokens: int) -> list[int]:
