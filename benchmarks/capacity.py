@@ -6,6 +6,7 @@ that nothing is downloaded. Acceptance is forced inside the engine (vLLM's `synt
 every scheme commits equally many tokens a round. There is more to measure than one run should take:
 
     python -m benchmarks.capacity 7b usual      # 1 to 256 edges, without and with a real edge's think time
+    python -m benchmarks.capacity 7b groups     # many edges in one, two and three steps
     python -m benchmarks.capacity 7b grid       # draft lengths 4, 8, 16, acceptance .5, .7, .85
     python -m benchmarks.capacity 7b baselines  # beside vLLM's own speculation
 
@@ -34,7 +35,12 @@ from benchmarks.verify_vllm import SHAPE_KEYS, SHAPES, Bench, Numbers, numbers, 
 from cloud_service.targets.base import GenerateOptions
 from cloud_service.targets.resident_rounds import TOGETHER
 from cloud_service.targets.vllm import VllmTarget, engine_config
-from cloud_service.targets.vllm_resident import MAX_STEP_DRAFT_TOKENS, engine_options, graph_options
+from cloud_service.targets.vllm_resident import (
+    MAX_STEP_DRAFT_TOKENS,
+    engine_options,
+    graph_options,
+    makes_room,
+)
 from shared.sampling import Sampling
 
 CONTEXT = 512
@@ -72,6 +78,7 @@ def independent(draft: int, rate: float, think_s: float = 0.0) -> Load:
 
 LOADS = {
     "usual": [usual(), replace(usual(), think_s=THINK_S)],
+    "groups": [usual()],
     "grid": [independent(draft, rate) for draft in (8, 4, 16) for rate in (0.7, 0.5, 0.85)],
     "baselines": [usual()],
 }
@@ -102,6 +109,9 @@ async def engine(arguments: argparse.Namespace, part: str) -> AsyncIterator[Vllm
         }
         began = time.perf_counter()
         config = engine_config(name, options)
+        if makes_room(config):
+            scheduler = config.scheduler_config.get_scheduler_cls().__name__
+            config.scheduler_config.scheduler_cls = f"benchmarks.capacity_engine.Timed{scheduler}"
         vocab = Numbers(arguments.shape, config.model_config.get_vocab_size())
         target = VllmTarget(config, vocab)
         runner = "V2" if config.use_v2_model_runner else "V1"
@@ -117,14 +127,13 @@ def plain_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
 
 
 def resident_options(
-    arguments: argparse.Namespace, draft: Path, *, in_halves: bool = False
+    arguments: argparse.Namespace, draft: Path, *, num_groups: int | None = None
 ) -> dict[str, Any]:
-    options = engine_options(in_halves=in_halves)
+    options = engine_options(num_groups=num_groups)
     given = {"max_num_seqs": max(arguments.edges), **json.loads(arguments.engine)}
     return {
         **options,
         **graph_options(given),
-        "scheduler_cls": "benchmarks.capacity_engine.TimedScheduler",
         "worker_extension_cls": "benchmarks.capacity_engine.ForcedAcceptance",
         "speculative_config": {**options["speculative_config"], **forced(usual(), MAX_STEP_DRAFT_TOKENS)},
     }
@@ -161,18 +170,25 @@ def ngram_options(arguments: argparse.Namespace, draft: Path) -> dict[str, Any]:
 
 
 PARTS = {
-    "usual": ["plain", "resident", "halves"],
+    "usual": ["plain", "resident"],
+    "groups": ["plain", "resident", "two", "one"],
     "grid": ["plain", "resident"],
     "baselines": ["plain", "resident", "draft-model", "ngram"],
 }
 """By run, the engines in turn."""
 
-EDGES = {"usual": [1, 16, 64, 128, 256], "grid": [16, 64, 128, 256], "baselines": [1, 16, 64, 128]}
+EDGES = {
+    "usual": [1, 16, 64, 128, 256],
+    "groups": [48, 64, 128, 256],
+    "grid": [16, 64, 128, 256],
+    "baselines": [1, 16, 64, 128],
+}
 
 OPTIONS = {
     "plain": plain_options,
     "resident": resident_options,
-    "halves": partial(resident_options, in_halves=True),
+    "two": partial(resident_options, num_groups=2),
+    "one": partial(resident_options, num_groups=1),
     "draft-model": draft_model_options,
     "ngram": ngram_options,
 }
@@ -431,20 +447,25 @@ def explain(before: dict[str, tuple[int, float]], after: dict[str, tuple[int, fl
             print(f"    {what}: {calls} calls, {1e3 * seconds / calls:.2f} ms each", flush=True)
 
 
-async def measure_halves(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
-    """Of many sessions half share a step; fewer than `TOGETHER` know no halves."""
+async def measure_groups(
+    scheme: str, target: VllmTarget, arguments: argparse.Namespace, table: Table
+) -> None:
+    """Other numbers of groups than the service's; few sessions are in one."""
     edges = await warmed(target, arguments)
     for count in (count for count in arguments.edges if count > TOGETHER):
         if arguments.seconds_left() < CELL_S:
             break
-        measured = await edges.run(count, usual(), arguments.seconds)
-        table.add(count, usual(), measured, scheme="resident, in halves")
+        before = await steps(target)
+        table.add(count, usual(), await edges.run(count, usual(), arguments.seconds), scheme)
+        if arguments.explain:
+            explain(before, await steps(target))
 
 
 MEASURE = {
     "plain": measure_plain,
     "resident": measure_resident,
-    "halves": measure_halves,
+    "two": partial(measure_groups, "resident, in two groups"),
+    "one": partial(measure_groups, "resident, in one"),
     "draft-model": partial(measure_own_speculation, "draft model"),
     "ngram": partial(measure_own_speculation, "n-grams"),
 }

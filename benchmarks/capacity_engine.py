@@ -8,11 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from vllm.v1.worker.gpu.async_utils import AsyncOutput
 
-from cloud_service.targets.vllm_scheduler import RemoteDraftScheduler
+from cloud_service.targets.vllm_scheduler import AheadScheduler, RemoteDraftScheduler
 
-WATCHED = ("execute_model", "sample_tokens", "_model_forward", "_sample", "_bookkeeping_sync")
-"""Of the runner, by `--explain`: some within others, and with what they wait for."""
+PREPARATION = ("_update_states", "_prepare_inputs", "add_requests", "update_requests", "prepare_inputs")
+"""A runner's work in Python before its model runs: of V1 the first two, of V2 the others."""
+WATCHED = ("execute_model", "sample_tokens", "_model_forward", "_sample", "_bookkeeping_sync", "sample")
+"""Of a runner, by `--explain`: some within others, and with what they wait for."""
+WAIT = "wait for the GPU"
 
 _spent: dict[str, float] = {}
 """Seconds of the engine's thread by what it did, in this process."""
@@ -31,10 +35,16 @@ def _timed(what: str, work: Callable[..., Any]) -> Callable[..., Any]:
     return timed
 
 
-class TimedScheduler(RemoteDraftScheduler):
+class TimedRemoteDraftScheduler(RemoteDraftScheduler):
     add_request = _timed("intake", RemoteDraftScheduler.add_request)
     schedule = _timed("schedule", RemoteDraftScheduler.schedule)
     update_from_output = _timed("update", RemoteDraftScheduler.update_from_output)
+
+
+class TimedAheadScheduler(AheadScheduler):
+    add_request = _timed("intake", AheadScheduler.add_request)
+    schedule = _timed("schedule", AheadScheduler.schedule)
+    update_from_output = _timed("update", AheadScheduler.update_from_output)
 
 
 class ForcedAcceptance:
@@ -51,18 +61,22 @@ class ForcedAcceptance:
 
     def time_preparation(self) -> None:
         """Measure what of a step's work in Python is the runner's, before the model runs."""
-        runner = self.model_runner
-        for name in ("_update_states", "_prepare_inputs"):
-            setattr(runner, name, _timed("prepare", getattr(runner, name)))
+        for name in PREPARATION:
+            self._time(name, "prepare")
 
     def watch_steps(self) -> None:
         """Measure what a step waits for besides, the GPU's part included."""
         for name in WATCHED:
-            setattr(self.model_runner, name, _timed(name, getattr(self.model_runner, name)))
+            self._time(name, name)
+        AsyncOutput.get_output = _timed(WAIT, AsyncOutput.get_output)
+
+    def _time(self, name: str, what: str) -> None:
+        if (work := getattr(self.model_runner, name, None)) is not None:
+            setattr(self.model_runner, name, _timed(what, work))
 
     def spent(self) -> dict[str, float]:
         """Seconds so far; without the scheduler's where the worker has a process of its own."""
-        return {what: seconds for what, seconds in _spent.items() if what not in WATCHED}
+        return {what: seconds for what, seconds in _spent.items() if what not in (*WATCHED, WAIT)}
 
     def steps(self) -> dict[str, tuple[int, float]]:
         """Calls and seconds so far, of everything that is measured."""

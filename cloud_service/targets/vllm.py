@@ -200,7 +200,10 @@ def engine_config(model: str, options: Mapping[str, Any]) -> VllmConfig:
             raise InvalidSetting(f"vLLM has no engine option {name!r}; did you mean {near!r}?")
     with _start_errors(model):
         arguments = {**_defaults(), **options, "model": model, **_REQUIRED}
-        return AsyncEngineArgs(**arguments).create_engine_config()
+        config = AsyncEngineArgs(**arguments).create_engine_config()
+    if resident.makes_room(config):
+        resident.look_ahead(config)
+    return config
 
 
 _REQUIRED: dict[str, Any] = {

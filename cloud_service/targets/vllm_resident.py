@@ -21,7 +21,10 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
-from vllm import SamplingParams
+import vllm
+from packaging.version import Version
+from vllm import SamplingParams, envs
+from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -33,8 +36,9 @@ from cloud_service.targets.vllm_rows import join
 from cloud_service.targets.vllm_scheduler import (
     DRAFT,
     DRAFTS,
-    IN_HALVES,
+    NUM_GROUPS,
     PARKED_S,
+    AheadScheduler,
     NothingProposed,
     RemoteDraftScheduler,
 )
@@ -50,9 +54,15 @@ MAX_STEP_DRAFT_TOKENS = 16
 
 DIED = "the engine of the service has died; resume on another replica, or try again once it is back"
 
+TESTED_AHEAD = frozenset({"0.25.1"})
+"""Likewise, of which the worker too was tried (`look_ahead`)."""
+
 DEFAULT_PARKED_S = 30.0
 """How long a session without a draft keeps its blocks."""
 
+
+AHEAD_GROUPS = 3
+"""Groups of many sessions in an engine that schedules ahead."""
 
 MEASURED_STREAMS = 64
 """Up to how many streams at once sessions in the engine were measured to yield more than plain streams do, on
@@ -76,23 +86,26 @@ def graph_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"compilation_config": {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": sizes}}
 
 
-def engine_options(*, parked_s: float = DEFAULT_PARKED_S, in_halves: bool = False) -> dict[str, Any]:
+def engine_options(*, parked_s: float = DEFAULT_PARKED_S, num_groups: int | None = None) -> dict[str, Any]:
     """Options of vLLM's engine that make room for resident sessions.
 
     Args:
         parked_s: seconds that a session without a draft keeps its blocks.
-        in_halves: of many sessions verify half in a step, so that the other half's drafts come meanwhile. Not
-            measured on a GPU yet, which is what `benchmarks.capacity` asks for it for.
+        num_groups: steps into which many sessions are divided; by default as many as the engine gains by.
     """
     return {
-        "scheduler_cls": f"{RemoteDraftScheduler.__module__}.{RemoteDraftScheduler.__name__}",
+        "scheduler_cls": _name(RemoteDraftScheduler),
         "speculative_config": {
             "method": "custom_class",
-            "model": f"{NothingProposed.__module__}.{NothingProposed.__name__}",
+            "model": _name(NothingProposed),
             "num_speculative_tokens": MAX_STEP_DRAFT_TOKENS,
         },
-        "additional_config": {PARKED_S: parked_s, IN_HALVES: in_halves},
+        "additional_config": {PARKED_S: parked_s, NUM_GROUPS: num_groups},
     }
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def makes_room(config: Any) -> bool:
@@ -100,13 +113,59 @@ def makes_room(config: Any) -> bool:
     return PARKED_S in config.additional_config
 
 
+def look_ahead(config: VllmConfig) -> None:
+    """Have the engine schedule a step while it computes the one before, where it can do so with sessions.
+
+    Args:
+        config: with `engine_options`, by which vLLM would choose its V1 runner and no step ahead.
+    """
+    able = (
+        current_platform.is_cuda()
+        and Version(vllm.__version__).public in TESTED_AHEAD
+        and envs.VLLM_USE_V2_MODEL_RUNNER is not False
+        and config.parallel_config.world_size == 1
+        and not config.model_config.is_moe
+        and not _Ahead._get_v2_model_runner_unsupported_features(config)
+    )
+    groups = config.additional_config[NUM_GROUPS]
+    config.additional_config[NUM_GROUPS] = groups or (AHEAD_GROUPS if able else 1)
+    if able:
+        config.__class__ = _Ahead
+        config.scheduler_config.async_scheduling = True
+        config.scheduler_config.scheduler_cls = _name(AheadScheduler)
+        config.parallel_config.worker_cls = _WORKER
+
+
+_WORKER = "cloud_service.targets.vllm_worker.RemoteDraftWorker"
+"""By name, since its module can be imported only where vLLM runs on a GPU."""
+
+
+class _Ahead(VllmConfig):  # type: ignore[misc, unused-ignore]
+    """vLLM's settings, of an engine with the V2 runner and a step ahead. By itself vLLM refuses both to
+    speculation that it does not know."""
+
+    @property
+    def use_v2_model_runner(self) -> bool:
+        return True
+
+    def _get_v2_model_runner_unsupported_features(self) -> list[str]:
+        found = VllmConfig._get_v2_model_runner_unsupported_features(self)
+        return [feature for feature in found if not feature.startswith("speculative method")]
+
+    def __post_init__(self) -> None:
+        # vLLM's engine process does this once more.
+        self.scheduler_config.async_scheduling = False
+        super().__post_init__()
+        self.scheduler_config.async_scheduling = True
+
+
 class ResidentSessions:
     """The sessions of one engine.
 
     Their drafts and answers go past vLLM's own bookkeeping of requests in this process, which costs more than
     all else that a round does here. Drafts that come while the engine works wait for the end of its step and
-    go together: their sessions then share its steps, and stay in its batch from one to the next. With
-    `in_halves` one half of many is verified while the other's drafts come (`resident_rounds.most_in_a_step`).
+    go together: their sessions then share its steps, and stay in its batch from one to the next. Of many,
+    one group is verified while the drafts of another come (`resident_rounds.most_in_a_step`).
     """
 
     def __init__(self, llm: Any, padding: frozenset[int]) -> None:
@@ -126,7 +185,7 @@ class ResidentSessions:
         self._llm = llm
         self._core = llm.engine_core
         self._context_tokens = int(llm.vllm_config.model_config.max_model_len)
-        self._in_halves: bool = llm.vllm_config.additional_config[IN_HALVES]
+        self._num_groups: int = llm.vllm_config.additional_config[NUM_GROUPS]
         self._ids = itertools.count()
         self._sessions: dict[str, Session] = {}
         self._verifying: set[str] = set()
@@ -180,8 +239,8 @@ class ResidentSessions:
         """
         if not self._verifying:
             return 1
-        most = most_in_a_step(len(self)) if self._in_halves else len(self)
-        return most // 2 if most < len(self) else len(self)
+        most = most_in_a_step(len(self), self._num_groups)
+        return most // 2 if most < len(self) else most
 
     def _flush(self) -> None:
         drafts = [draft for draft in self._drafts if draft[0] in self._sessions]

@@ -8,6 +8,9 @@ one needs, gives them up; its next draft computes its text again, as far as the 
 
 Nothing here looks at parked sessions one by one: the work of a step is that of the sessions in it.
 
+There are two of it, as vLLM has two: one that ends a step before it schedules the next, and one that
+schedules ahead (`vllm_worker`), where a step's sessions are left out of the next one.
+
 vLLM's scheduler is no public interface. `vllm_resident.TESTED_VERSIONS` says which ones this was tried
 on, and a test at the service's start decides.
 """
@@ -21,6 +24,7 @@ from typing import Any
 
 import torch
 from vllm.platforms import current_platform
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.sched.utils import remove_all
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -36,8 +40,11 @@ DRAFTS = "duet_drafts"
 """Key of a control request's `extra_args`: of each [request id, length of the text before it, token ids]."""
 PARKED_S = "duet_parked_s"
 """Key of the engine's `additional_config`: seconds that a parked session keeps its blocks."""
-IN_HALVES = "duet_in_halves"
-"""Likewise: whether of many sessions half share a step (`resident_rounds.most_in_a_step`)."""
+NUM_GROUPS = "duet_num_groups"
+"""Likewise: into how many steps many sessions are divided (`resident_rounds.most_in_a_step`)."""
+
+_HELD = 1 << 62
+"""As the step from which on a request may be scheduled: not before its present step has ended."""
 
 
 class NothingProposed:
@@ -84,20 +91,22 @@ class _Session:
     parked_at: float = 0.0
 
 
-class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
+class _RemoteDrafts(Scheduler):  # type: ignore[misc, unused-ignore]
     """vLLM's own scheduler, with sessions whose speculative tokens come from outside."""
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
         self.running: list[Request]
         self._parked_s: float = vllm_config.additional_config[PARKED_S]
-        self._in_halves: bool = vllm_config.additional_config[IN_HALVES]
+        self._num_groups: int = vllm_config.additional_config[NUM_GROUPS]
         self._sessions: dict[str, _Session] = {}
         self._parked: OrderedDict[str, _Session] = OrderedDict()
         """By request id, those that hold blocks and wait for a draft; parked longest first."""
         self._ready: deque[_Session] = deque()
         """Have a draft and their blocks, and go into the batch as slots allow."""
         self._refused: list[Request] = []
+        # With it vLLM does not lengthen a prompt whose last token alone is new by tokens that nobody drafted.
+        self.dynamic_sd_lookup = [self.num_spec_tokens] * (self.max_num_running_reqs + 1)
         self._allocate_slots = self.kv_cache_manager.allocate_slots
         self.kv_cache_manager.allocate_slots = self._allocate_or_evict
 
@@ -139,10 +148,13 @@ class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         self._evict_those_parked_too_long()
+        self._begin_rounds()
+        return super().schedule(*args, **kwargs)
+
+    def _begin_rounds(self) -> None:
         # One slot is left to new prompts, which sessions could otherwise shut out.
         slots = self.max_num_running_reqs - len(self.running) - bool(self.waiting)
-        if self._in_halves:
-            slots = min(slots, most_in_a_step(len(self._sessions)))
+        slots = min(slots, most_in_a_step(len(self._sessions), self._num_groups))
         while self._ready and slots > 0:
             session = self._ready.popleft()
             if session.request.is_finished():
@@ -150,11 +162,11 @@ class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
             self._propose(session)
             self.running.append(session.request)
             slots -= 1
-        return super().schedule(*args, **kwargs)
 
     def _propose(self, session: _Session) -> None:
         assert session.round is not None
         session.request.spec_token_ids = session.round.rest(self.num_spec_tokens)
+        session.request.next_decode_eligible_step = 0
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """Drafts come from outside alone."""
@@ -164,19 +176,22 @@ class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
         now = time.monotonic()
         done = set()
         for request_id in scheduler_output.num_scheduled_tokens:
-            session = self._sessions.get(request_id)
-            if session is None or session.request.status is not RequestStatus.RUNNING:
-                continue  # of a plain stream, ended, or preempted
+            if (session := self._sessions.get(request_id)) is None:
+                continue  # of a plain stream, or ended
             request, round_ = session.request, session.round
             assert round_ is not None
-            if request.num_computed_tokens < request.num_tokens - 1:
+            if not (made := request.all_token_ids[round_.end :]):
                 continue  # its text is not computed yet
-            round_.receive(request.all_token_ids[round_.end :])
-            if round_.done:
+            round_.receive(made)
+            preempted = request.status is RequestStatus.PREEMPTED  # meanwhile, by a step ahead
+            if round_.done and preempted:
+                session.round = None
+                self.waiting.remove_request(request)
+            elif round_.done:
                 session.round, session.parked_at = None, now
                 self._parked[request_id] = session
                 done.add(request)
-            else:
+            elif not preempted:
                 self._propose(session)
         self.running = remove_all(self.running, done)
         for request in self._refused:
@@ -207,3 +222,40 @@ class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
         if self._sessions.pop(request.request_id, None) is not None:
             self._parked.pop(request.request_id, None)
         return super()._free_request(request, *args, **kwargs)
+
+
+class RemoteDraftScheduler(_RemoteDrafts):
+    """Of an engine that ends a step before it schedules the next."""
+
+
+class AheadScheduler(_RemoteDrafts, AsyncScheduler):  # type: ignore[misc, unused-ignore]
+    """Of an engine that schedules a step while it computes the one before, by vLLM's V2 runner.
+
+    A session that is in a step waits for its outcome, on which its next draft depends; a plain stream is in
+    every step. The runner keeps parked sessions too, in as many slots as requests may run, so that the oldest
+    gives way to a prompt that finds none.
+    """
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        full = len(self.running) + self._num_aside >= self.max_num_running_reqs
+        if full and self.waiting and self._parked:
+            self._evict_oldest()
+        return super().schedule(*args, **kwargs)
+
+    def _begin_rounds(self) -> None:
+        super()._begin_rounds()
+        # By its count of these vLLM leaves slots to requests that are not running.
+        self.num_waiting_for_streaming_input = self._num_aside
+
+    @property
+    def _num_aside(self) -> int:
+        return len(self._parked) + len(self._ready)
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        self.num_waiting_for_streaming_input = 0
+        super()._update_after_schedule(scheduler_output)
+        for request_id in scheduler_output.num_scheduled_tokens:
+            request = self.requests[request_id]
+            request.spec_token_ids = []  # vLLM's placeholders for drafts of a model beside its own
+            if request_id in self._sessions:
+                request.next_decode_eligible_step = 0 if request.is_prefill_chunk else _HELD

@@ -53,7 +53,7 @@ async def target(tiny_pair: TinyPair) -> AsyncIterator[VllmTarget]:
         "max_model_len": CONTEXT_TOKENS,
         "num_gpu_blocks_override": NUM_BLOCKS,
         "max_num_seqs": 24,
-        **resident.engine_options(parked_s=PARKED_S, in_halves=True),
+        **resident.engine_options(parked_s=PARKED_S, num_groups=2),
     }
     model = str(tiny_pair.target_hf)
     config = engine_config(model, options)
