@@ -10,7 +10,7 @@ every scheme commits equally many tokens a round. There is more to measure than 
     python -m benchmarks.capacity 7b grid       # draft lengths 4, 8, 16, acceptance .5, .7, .85
     python -m benchmarks.capacity 7b baselines  # beside vLLM's own speculation
 
-Each begins with plain decoding, which its ratios refer to.
+Each begins with plain decoding, which its ratios refer to. Several in one command share the engines.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ async def engine(arguments: argparse.Namespace, part: str) -> AsyncIterator[Vllm
         options = {
             "load_format": "dummy",
             "max_model_len": arguments.max_tokens,
-            "max_num_seqs": max(arguments.edges),
+            "max_num_seqs": arguments.slots,
             **OPTIONS[part](arguments, Path(draft)),
             **json.loads(arguments.engine),
         }
@@ -130,7 +130,7 @@ def resident_options(
     arguments: argparse.Namespace, draft: Path, *, num_groups: int | None = None
 ) -> dict[str, Any]:
     options = engine_options(num_groups=num_groups)
-    given = {"max_num_seqs": max(arguments.edges), **json.loads(arguments.engine)}
+    given = {"max_num_seqs": arguments.slots, **json.loads(arguments.engine)}
     return {
         **options,
         **graph_options(given),
@@ -280,9 +280,11 @@ COLUMNS = [
 
 
 class Table:
-    """The rows so far; written after each, so that a run that is cut short leaves what it measured."""
+    """The rows of one run; written after each, so that one that is cut short leaves what it measured."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, run: str, arguments: argparse.Namespace) -> None:
+        self.run = run
+        self.edges: list[int] = arguments.edges or EDGES[run]
         self._where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         self._arguments = arguments
         self._plain: dict[int, float] = {}
@@ -303,7 +305,7 @@ class Table:
             ]
         )
 
-    def add(self, num_edges: int, load: Load, measured: Measured, scheme: str = "resident") -> None:
+    def add(self, num_edges: int, load: Load, measured: Measured, scheme: str) -> None:
         times, python = measured.times_ms, measured.per_round_ms
         self._add(
             [
@@ -327,10 +329,11 @@ class Table:
         self._rows.append(row)
         print(" | ".join(row), flush=True)
         if self._arguments.rows is not None:
-            self._arguments.rows.write_text(json.dumps(self._rows))
+            self._arguments.rows.mkdir(parents=True, exist_ok=True)
+            (self._arguments.rows / f"{self.run}.json").write_text(json.dumps(self._rows))
 
     def save(self) -> None:
-        shape, run = self._arguments.shape, self._arguments.run
+        shape, run = self._arguments.shape, self.run
         parts = ["capacity", shape, *([] if run == "usual" else [run]), self._where.replace(" ", "_").lower()]
         save(
             "_".join(parts),
@@ -349,35 +352,47 @@ class Table:
 
 
 async def measure(arguments: argparse.Namespace) -> None:
-    table = Table(arguments)
-    for part in PARTS[arguments.run]:
+    tables = [Table(run, arguments) for run in arguments.runs]
+    arguments.slots = max(max(table.edges) for table in tables)
+    for part in OPTIONS:
+        asking = [table for table in tables if part in PARTS[table.run]]
+        if not asking:
+            continue
         if arguments.seconds_left() < START_S:
             print(f"no time to start {part}", flush=True)
             break
         async with engine(arguments, part) as target:
-            await MEASURE[part](target, arguments, table)
-        table.save()
+            await MEASURE[part](target, arguments, asking)
+        for table in asking:
+            table.save()
 
 
-async def measure_plain(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
-    async for num_edges, (tokens_s, _) in decode_all(target, arguments):
-        table.add_plain(num_edges, tokens_s)
+async def measure_plain(target: VllmTarget, arguments: argparse.Namespace, tables: Sequence[Table]) -> None:
+    async for num_edges, (tokens_s, _) in decode_all(target, arguments, all_edges(tables)):
+        for table in tables:
+            if num_edges in table.edges:
+                table.add_plain(num_edges, tokens_s)
+
+
+def all_edges(tables: Sequence[Table]) -> list[int]:
+    return sorted({num_edges for table in tables for num_edges in table.edges})
 
 
 async def measure_own_speculation(
-    scheme: str, target: VllmTarget, arguments: argparse.Namespace, table: Table
+    scheme: str, target: VllmTarget, arguments: argparse.Namespace, tables: Sequence[Table]
 ) -> None:
-    async for num_edges, (tokens_s, per_step) in decode_all(target, arguments):
-        table.add_alone(scheme, num_edges, tokens_s, str(USUAL_DRAFT), f"{per_step:.1f} a step")
+    for table in tables:
+        async for num_edges, (tokens_s, per_step) in decode_all(target, arguments, table.edges):
+            table.add_alone(scheme, num_edges, tokens_s, str(USUAL_DRAFT), f"{per_step:.1f} a step")
 
 
 async def decode_all(
-    target: VllmTarget, arguments: argparse.Namespace
+    target: VllmTarget, arguments: argparse.Namespace, edges: Sequence[int]
 ) -> AsyncIterator[tuple[int, tuple[float, float]]]:
     """`decode` for each number of edges."""
     bench = Bench(target, 1)
-    await decode(bench, max(arguments.edges), 16)  # what is compiled or captured on first use
-    for num_edges in arguments.edges:
+    await decode(bench, max(edges), 16)  # what is compiled or captured on first use
+    for num_edges in edges:
         if arguments.seconds_left() < CELL_S:
             return
         yield num_edges, await decode(bench, num_edges)
@@ -411,26 +426,50 @@ def plain(num_tokens: int) -> GenerateOptions:
 async def warmed(target: VllmTarget, arguments: argparse.Namespace) -> Edges:
     """Edges whose first rounds are over, with the engine's clocks running."""
     target.verification = "resident"  # random weights may make NaN rows, which its own test would refuse
-    edges = Edges(target, max(arguments.edges))
-    await edges.run(max(arguments.edges), usual(), 1.0)
+    edges = Edges(target, arguments.slots)
+    await edges.run(arguments.slots, usual(), 1.0)
     await target.llm.collective_rpc("time_preparation")
     if arguments.explain:
         await target.llm.collective_rpc("watch_steps")
     return edges
 
 
-async def measure_resident(target: VllmTarget, arguments: argparse.Namespace, table: Table) -> None:
+async def measure_resident(
+    target: VllmTarget, arguments: argparse.Namespace, tables: Sequence[Table]
+) -> None:
     edges = await warmed(target, arguments)
-    for count, load in [(count, load) for load in LOADS[arguments.run] for count in arguments.edges]:
+    for table in tables:
+        cells = [(count, load) for load in LOADS[table.run] for count in table.edges]
+        await measure_cells(edges, cells, arguments, table, "resident")
+        if table.run == "usual":
+            async for count, (tokens_s, _) in decode_all(target, arguments, table.edges):
+                table.add_alone("plain decoding, the same engine as resident", count, tokens_s)
+
+
+async def measure_groups(
+    scheme: str, target: VllmTarget, arguments: argparse.Namespace, tables: Sequence[Table]
+) -> None:
+    """Other numbers of groups than the service's; few sessions are in one."""
+    edges = await warmed(target, arguments)
+    for table in tables:
+        cells = [(count, usual()) for count in table.edges if count > TOGETHER]
+        await measure_cells(edges, cells, arguments, table, scheme)
+
+
+async def measure_cells(
+    edges: Edges,
+    cells: Sequence[tuple[int, Load]],
+    arguments: argparse.Namespace,
+    table: Table,
+    scheme: str,
+) -> None:
+    for count, load in cells:
         if arguments.seconds_left() < CELL_S:
-            break
-        before = await steps(target)
-        table.add(count, load, await edges.run(count, load, arguments.seconds))
+            return
+        before = await steps(edges.target)
+        table.add(count, load, await edges.run(count, load, arguments.seconds), scheme)
         if arguments.explain:
-            explain(before, await steps(target))
-    if arguments.run == "usual":
-        async for count, (tokens_s, _) in decode_all(target, arguments):
-            table.add_alone("plain decoding, the same engine as resident", count, tokens_s)
+            explain(before, await steps(edges.target))
 
 
 async def steps(target: VllmTarget) -> dict[str, tuple[int, float]]:
@@ -445,20 +484,6 @@ def explain(before: dict[str, tuple[int, float]], after: dict[str, tuple[int, fl
         if calls > calls_before:
             calls, seconds = calls - calls_before, seconds - seconds_before
             print(f"    {what}: {calls} calls, {1e3 * seconds / calls:.2f} ms each", flush=True)
-
-
-async def measure_groups(
-    scheme: str, target: VllmTarget, arguments: argparse.Namespace, table: Table
-) -> None:
-    """Other numbers of groups than the service's; few sessions are in one."""
-    edges = await warmed(target, arguments)
-    for count in (count for count in arguments.edges if count > TOGETHER):
-        if arguments.seconds_left() < CELL_S:
-            break
-        before = await steps(target)
-        table.add(count, usual(), await edges.run(count, usual(), arguments.seconds), scheme)
-        if arguments.explain:
-            explain(before, await steps(target))
 
 
 MEASURE = {
@@ -476,7 +501,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("run", nargs="?", choices=PARTS, default="usual")
+    parser.add_argument("runs", nargs="+", choices=PARTS)
     parser.add_argument("--edges", type=numbers, help="instead of the run's own")
     parser.add_argument("--seconds", type=float, default=2.5, help="window of each cell")
     parser.add_argument("--max-tokens", type=int, default=8192)
@@ -484,9 +509,8 @@ def main() -> None:
     parser.add_argument("--engine", default='{"max_num_batched_tokens": 8192}', help="of vLLM's, as JSON")
     parser.add_argument("--budget", type=float, default=500.0, help="seconds that all may take")
     parser.add_argument("--explain", action="store_true", help="print what a step's parts take")
-    parser.add_argument("--rows", type=Path, help="file for the rows so far, written after each")
+    parser.add_argument("--rows", type=Path, help="folder for the rows so far, written after each")
     arguments = parser.parse_args()
-    arguments.edges = arguments.edges or EDGES[arguments.run]
     deadline = time.perf_counter() + arguments.budget
     arguments.seconds_left = lambda: deadline - time.perf_counter()
     asyncio.run(measure(arguments))

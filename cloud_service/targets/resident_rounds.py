@@ -36,7 +36,9 @@ def most_in_a_step(num_sessions: int, num_groups: int) -> int:
     return num_sessions if num_sessions <= TOGETHER else -(-num_sessions // num_groups)
 
 
-def graph_sizes(num_streams: int, step_tokens: int, max_batched_tokens: int | None = None) -> list[int]:
+def graph_sizes(
+    num_streams: int, step_tokens: int, max_batched_tokens: int | None = None, *, any_size: bool = False
+) -> list[int]:
     """Tokens of the steps to capture as CUDA graphs, for so many streams that each verify a draft in one.
 
     A step is padded to the next of them: by less than a stream's tokens while streams are few, and by an
@@ -44,21 +46,33 @@ def graph_sizes(num_streams: int, step_tokens: int, max_batched_tokens: int | No
 
     Args:
         num_streams: in one step.
-        step_tokens: of a stream in a step at most. All sizes are multiples of it: vLLM's V1 runner rounds
-            them to those, for steps in which all streams verify equally much.
+        step_tokens: of a stream in a step at most.
         max_batched_tokens: of a step, where the operator says how many.
+        any_size: whether the runner takes sizes as they are. vLLM's V1 runner rounds them to multiples of
+            `step_tokens`, for steps in which all streams verify equally much.
     Returns:
         Ascending; at least one.
 
     >>> graph_sizes(12, 17)
     [17, 34, 51, 68, 85, 102, 119, 136, 153, 170, 187, 204]
+    >>> graph_sizes(9, 17, any_size=True)
+    [1, 2, 4, 8, 9, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 153]
     """
     most = min(num_streams * step_tokens, MAX_GRAPH_TOKENS, max_batched_tokens or MAX_GRAPH_TOKENS)
-    most = max(1, most // step_tokens)
-    counts = [1]
-    while counts[-1] < most:
-        counts.append(min(most, counts[-1] + max(1, counts[-1] // 8)))
-    return [count * step_tokens for count in counts]
+    unit = _UNIT if any_size else step_tokens
+    sizes = [unit]
+    while sizes[-1] + unit <= most:
+        sizes.append(sizes[-1] + max(1, sizes[-1] // unit // 8) * unit)
+    sizes = [size for size in sizes if size <= most] or [unit]
+    if sizes[-1] < most:
+        sizes.append(most if any_size else most // unit * unit)
+    if any_size:  # plain steps: of few streams, and of all
+        sizes = [size for size in (1, 2, 4, num_streams, *sizes) if size <= most]
+    return sorted(set(sizes))
+
+
+_UNIT = 8
+"""Tokens between the smallest graphs where any size will do."""
 
 
 class PendingRound:

@@ -81,6 +81,7 @@ def graph_options(options: Mapping[str, Any]) -> dict[str, Any]:
         options.get("max_num_seqs", MEASURED_STREAMS),
         MAX_STEP_DRAFT_TOKENS + 1,
         options.get("max_num_batched_tokens"),
+        any_size=_may_look_ahead(),
     )
     # Drafts differ in length, so that only graphs of mixed steps cover them.
     return {"compilation_config": {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": sizes}}
@@ -120,9 +121,7 @@ def look_ahead(config: VllmConfig) -> None:
         config: with `engine_options`, by which vLLM would choose its V1 runner and no step ahead.
     """
     able = (
-        current_platform.is_cuda()
-        and Version(vllm.__version__).public in TESTED_AHEAD
-        and envs.VLLM_USE_V2_MODEL_RUNNER is not False
+        _may_look_ahead()
         and config.parallel_config.world_size == 1
         and not config.model_config.is_moe
         and not _Ahead._get_v2_model_runner_unsupported_features(config)
@@ -134,6 +133,12 @@ def look_ahead(config: VllmConfig) -> None:
         config.scheduler_config.async_scheduling = True
         config.scheduler_config.scheduler_cls = _name(AheadScheduler)
         config.parallel_config.worker_cls = _WORKER
+
+
+def _may_look_ahead() -> bool:
+    """Whether GPU and vLLM are such that it can be, of some models."""
+    tested = Version(vllm.__version__).public in TESTED_AHEAD
+    return current_platform.is_cuda() and tested and envs.VLLM_USE_V2_MODEL_RUNNER is not False
 
 
 _WORKER = "cloud_service.targets.vllm_worker.RemoteDraftWorker"
@@ -247,7 +252,8 @@ class ResidentSessions:
         self._drafts.clear()
         if drafts:
             self._verifying.update(name for name, _, _ in drafts)
-            control = SamplingParams(max_tokens=1, extra_args={DRAFTS: drafts})
+            control = SamplingParams(max_tokens=1)
+            control.extra_args = {DRAFTS: drafts}  # past vLLM's look at each token of arguments from users
             self._send(f"drafts-{next(self._ids)}", [0], control, None)
 
     def _send(self, name: str, text: Sequence[int], params: SamplingParams, cache_salt: str | None) -> None:

@@ -50,6 +50,20 @@ def test_every_step_of_so_many_streams_fits_a_graph_closely(num_streams: int, st
         assert padded - num_tokens < max(step_tokens, padded / 8)
 
 
+@pytest.mark.parametrize("num_streams", [1, 7, 64, 100, 256])
+def test_where_any_size_will_do_plain_steps_are_hardly_padded(
+    num_streams: int,
+) -> None:
+    sizes = graph_sizes(num_streams, STEP_TOKENS, any_size=True)
+    assert sizes == sorted(set(sizes))
+    assert {1, 2, 4, num_streams} <= set(sizes)
+    assert sizes[-1] == min(num_streams * STEP_TOKENS, MAX_GRAPH_TOKENS)
+    for num_tokens in range(1, sizes[-1] + 1):
+        padded = next(size for size in sizes if size >= num_tokens)
+        assert padded - num_tokens < max(8, padded / 8)
+    assert len(sizes) <= 50
+
+
 def test_64_streams_with_drafts_of_8_have_a_graph_that_vllm_would_not_capture_itself() -> None:
     sizes = graph_sizes(64, STEP_TOKENS)
     assert any(64 * 9 <= size < 64 * 9 * 1.125 for size in sizes)
