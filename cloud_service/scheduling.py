@@ -135,41 +135,5 @@ class PassCost:
         return max(0.0, (self._y - per_token * self._x) / self._n), per_token
 
 
-class DraftValue:
-    """Learns what a target yields, and so whether drafts gain its streams more than they cost them.
-
-    A pass of n tokens takes base + per_token * n seconds. A stream that drafts K tokens a round makes its
-    passes K * per_token longer and gains tau - 1 tokens by it, where tau is its acceptance length, the
-    target's own token counted in. It pays while that is more than the target makes in so long: of N equal
-    streams exactly while all of them together yield more by drafting,
-    tau (base + per_token N) > base + per_token N (K + 1).
-    """
-
-    def __init__(self) -> None:
-        # What a token costs does not change; it takes passes of very different lengths to see it.
-        self._cost = PassCost(keep=0.999)
-        self._made = self._seconds = 0.0
-
-    def observe(self, num_tokens: int, num_made: int, seconds: float) -> None:
-        """A pass of so many tokens, from which so many came, took so long."""
-        self._cost.observe(num_tokens, seconds)
-        keep = 0.95
-        self._made = keep * self._made + num_made
-        self._seconds = keep * self._seconds + seconds
-
-    def pays(self, num_drafted: float, num_made: float) -> bool:
-        """Whether a stream does right to draft; true while too little is known.
-
-        Args:
-            num_drafted, num_made: its mean tokens of a round.
-        """
-        if (per_token := self._cost.per_token) is None or not self._seconds:
-            return True
-        lost = per_token * num_drafted * self._made / self._seconds
-        return num_made - 1.0 >= _CLEAR_LOSS * lost
-
-
-_CLEAR_LOSS = 0.9
-"""Streams do not move for a loss that may be noise."""
 _TELLING_SPREAD = 0.25
 """Standard deviation of passes' tokens, by their mean, from which on they tell what a token costs."""

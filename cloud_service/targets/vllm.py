@@ -176,12 +176,12 @@ def why_not_resident(options: Mapping[str, Any]) -> str | None:
 def why_resident_may_lose(options: Mapping[str, Any]) -> str | None:
     """What speaks against resident sessions where they can be: more streams at once than they were measured
     to pay with, or nothing."""
-    most = options.get("max_num_seqs")
-    if most is not None and most <= resident.MEASURED_STREAMS:
+    most, measured = options.get("max_num_seqs"), resident.measured_streams()
+    if most is not None and most <= measured:
         return None
     return (
-        f"sessions in the engine were measured to pay with up to {resident.MEASURED_STREAMS} streams, and it"
-        f" takes {'as many as vLLM likes' if most is None else most}; --slots {resident.MEASURED_STREAMS} or"
+        f"sessions in the engine were measured to pay with up to {measured} streams, and it"
+        f" takes {'as many as vLLM likes' if most is None else most}; --slots {measured} or"
         " less chooses them, and so does --verification resident"
     )
 

@@ -29,7 +29,7 @@ from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from cloud_service.scheduling import DraftValue
+from cloud_service.draft_value import DraftValue, StreamRounds
 from cloud_service.targets.base import GenerateOptions, Scores, TargetSequence, drawn_by_vllm
 from cloud_service.targets.resident_rounds import PendingRound, graph_sizes, most_in_a_step
 from cloud_service.targets.vllm_rows import join
@@ -65,8 +65,15 @@ AHEAD_GROUPS = 3
 """Groups of many sessions in an engine that schedules ahead."""
 
 MEASURED_STREAMS = 64
-"""Up to how many streams at once sessions in the engine were measured to yield more than plain streams do, on
-one H100 with a 7B (docs/benchmarks.md): 2.85x at 1, 2.21x at 16, 1.08x at 64, 0.88x at 128."""
+"""Up to how many streams at once sessions in the engine were measured to yield more than plain streams do, with
+a 7B and no step ahead (docs/benchmarks.md): 2.99x at 1, 2.20x at 16, 1.06x at 64, 0.71x at 128 on one H200."""
+MEASURED_AHEAD = 128
+"""Likewise of an engine that schedules ahead: 2.79x at 1, 2.04x at 16, 1.33x at 64, 1.04x at 128."""
+
+
+def measured_streams() -> int:
+    """`MEASURED_STREAMS` of an engine as it would be here."""
+    return MEASURED_AHEAD if _may_look_ahead() else MEASURED_STREAMS
 
 
 def graph_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def graph_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if not current_platform.is_cuda():
         return {}
     sizes = graph_sizes(
-        options.get("max_num_seqs", MEASURED_STREAMS),
+        options.get("max_num_seqs", measured_streams()),
         MAX_STEP_DRAFT_TOKENS + 1,
         options.get("max_num_batched_tokens"),
         any_size=_may_look_ahead(),
@@ -290,6 +297,9 @@ class ResidentSessions:
             for session in self._sessions.values():
                 session.fail(CloudUnavailable(DIED))
             raise
+        if not self._sessions:  # plain streams alone have thousands of outputs a second
+            self._idle = True
+            return outputs
         self._learn(outputs.outputs)
         others = []
         for output in outputs.outputs:
@@ -303,7 +313,7 @@ class ResidentSessions:
                 del self._sessions[known.name]
             if known.settled:
                 self._verifying.discard(known.name)
-        self._idle = not self._verifying
+        self._idle = not self._verifying and all(output.finished for output in others)
         if self._drafts:
             # Behind the streams that were answered just now, whose next drafts may follow at once.
             asyncio.get_running_loop().call_soon(self._flush)
@@ -390,8 +400,7 @@ class ResidentSequence:
         self._judged = False
         """Whether drafts of the stream are put to a judge head, which takes rows behind a rejection."""
         self.num_computed_tokens = 0
-        self._num_rounds = 0
-        self._num_drafted = self._num_made = 0.0
+        self._own_rounds = StreamRounds()
 
     async def score(
         self,
@@ -419,6 +428,7 @@ class ResidentSequence:
         return Scores(rows, Timings(verify_us=int(1e6 * (time.perf_counter() - began))), _NONE)
 
     async def _verify(self, text: list[int], draft: Sequence[int]) -> list[int]:
+        began = time.monotonic()
         session = self._session
         opens = session is None or session.text != text
         if session is None or opens:
@@ -432,16 +442,14 @@ class ResidentSequence:
             await self.aclose()
             raise
         self.num_computed_tokens += len(draft) + (len(text) - session.num_cached_tokens if opens else 1)
-        self._num_rounds += 1
-        weight = max(_MEMORY, 1 / self._num_rounds)
-        self._num_drafted += weight * (len(draft) - self._num_drafted)
-        self._num_made += weight * (len(made) - self._num_made)
+        if not opens:  # which reads a prompt, and tells nothing of rounds
+            now = time.monotonic()
+            self._own_rounds.add(len(draft), len(made), now - began, now)
         return made
 
     @property
     def drafts_pay(self) -> bool:
-        few = self._num_rounds < _ROUNDS_TO_JUDGE
-        return few or self._sessions.value.pays(self._num_drafted, self._num_made)
+        return self._sessions.value.pays(self._own_rounds)
 
     async def _by_rounds(
         self,
@@ -475,11 +483,6 @@ class ResidentSequence:
 
 
 _NONE = np.empty(0)
-
-_ROUNDS_TO_JUDGE = 8
-"""Rounds of a stream before its drafts are judged."""
-_MEMORY = 0.05
-"""Weight of the newest round in a stream's means."""
 
 _TEST_TOKENS = 6
 _TEST_NATS = 0.5

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_service.scheduling import PROMPT_CHUNK, STEP_TOKENS, DraftValue, PassCost, is_step, plan
+from cloud_service.scheduling import PROMPT_CHUNK, STEP_TOKENS, PassCost, is_step, plan
 
 
 @pytest.mark.parametrize(
@@ -193,42 +190,3 @@ def test_a_measurement_in_which_larger_passes_were_faster_does_no_harm():
         cost.observe(size, seconds)
     assert cost.prefill_tokens(4) == STEP_TOKENS
     assert cost.predict(1000) > 0
-
-
-# Whether drafts pay
-
-
-def busy(num_streams: int, drafted: int, made: float, *, before: Sequence[int] = (1, 16, 64)) -> DraftValue:
-    """A target whose passes take 11 ms and 30 us a token, give or take 5%, at its work for 3 s."""
-    noise = np.random.default_rng(0)
-    value = DraftValue()
-    for streams, passes in (*((streams, 50) for streams in before), (num_streams, 200)):
-        num_tokens = streams * (drafted + 1)
-        for _ in range(passes):
-            seconds = (0.011 + 30e-6 * num_tokens) * noise.normal(1.0, 0.05)
-            value.observe(num_tokens, round(streams * made), seconds)
-    return value
-
-
-@pytest.mark.parametrize(
-    ("num_streams", "drafted", "made", "pays"),
-    [
-        pytest.param(1, 8, 1.2, True, id="a stream alone gains by nearly every draft"),
-        pytest.param(16, 8, 2.0, True, id="a few streams gain where half of the tokens are accepted"),
-        pytest.param(128, 8, 2.0, False, id="many do not: the passes are too long for what comes of them"),
-        pytest.param(128, 8, 5.1, True, id="many gain where most tokens are accepted"),
-        pytest.param(128, 16, 3.3, False, id="but not by drafts of which most is rejected"),
-        pytest.param(128, 0, 1.0, True, id="an empty draft costs nothing"),
-    ],
-)
-def test_drafts_pay_while_they_gain_more_than_the_longer_passes_cost(num_streams, drafted, made, pays):
-    value = busy(num_streams, drafted, made)
-    assert value.pays(drafted, made) == pays
-    by_drafts = num_streams * made / (0.011 + 30e-6 * num_streams * (drafted + 1))
-    alone = num_streams / (0.011 + 30e-6 * num_streams)
-    assert (by_drafts >= 0.98 * alone) == pays, "as the whole target's yield says"
-
-
-def test_no_stream_moves_before_passes_of_different_lengths_were_seen():
-    assert DraftValue().pays(8, 1.0)
-    assert busy(128, 8, 2.0, before=()).pays(8, 2.0)
