@@ -65,8 +65,8 @@ AHEAD_GROUPS = 3
 """Groups of many sessions in an engine that schedules ahead."""
 
 MEASURED_STREAMS = 64
-"""Up to how many streams at once sessions in the engine were measured to yield more than plain streams do, with
-a 7B and no step ahead (docs/benchmarks.md): 2.99x at 1, 2.20x at 16, 1.06x at 64, 0.71x at 128 on one H200."""
+"""Up to how many streams at once sessions in the engine were measured to yield more than plain streams do, on
+one H200, a 7B, no step ahead (docs/benchmarks.md): 2.99x at 1, 2.20x at 16, 1.06x at 64, 0.71x at 128."""
 MEASURED_AHEAD = 128
 """Likewise of an engine that schedules ahead: 2.79x at 1, 2.04x at 16, 1.33x at 64, 1.04x at 128."""
 
