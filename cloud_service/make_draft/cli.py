@@ -210,6 +210,7 @@ def _loaded(target: str, device: str | None) -> Target:
         raise InvalidSetting(f"--device must be cpu or cuda, got {chosen!r}")
     if chosen == "cuda" and not torch.cuda.is_available():
         raise InvalidSetting("PyTorch finds no GPU here; use --device cpu")
+    torch.set_float32_matmul_precision("high")  # the adapter's, on a GPU; the target's are bfloat16 there
     return load_target(model.path, model.sha256, chosen)
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from cloud_service.make_draft import training
+from cloud_service.make_draft.acceptance import Agreement
 from cloud_service.make_draft.adapter import Adapter
 from cloud_service.make_draft.answers import answered
 from cloud_service.make_draft.cut import cut
-from cloud_service.make_draft.early_exit import EarlyExit, Target, load_target
+from cloud_service.make_draft.early_exit import EarlyExit, Target, hidden_after, load_target
 from cloud_service.make_draft.texts import Corpus
 from cloud_service.make_draft.training import Progress, Schedule, train
 from shared.errors import InvalidSetting
@@ -103,21 +105,44 @@ def test_training_brings_the_draft_nearer_to_its_target(
     assert [p.step for p in seen if p.agreement is not None] == [50, 60]
 
 
-def test_the_loss_of_chunks_is_the_loss_of_the_whole(
-    target: Target, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rows", [7, 10_000])
+def test_the_gradient_that_is_written_out_is_autograds(
+    target: Target, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
+    """In chunks and in one piece."""
+    monkeypatch.setattr(training, "CHUNK_ROWS", rows)
     draft = EarlyExit(target, 1, adapter=True)
     draft.load(scrambled(draft.adapter(target)))
-    found = []
-    for rows in (7, 10_000):
-        monkeypatch.setattr(training, "CHUNK_ROWS", rows)
-        draft.zero_grad()
-        loss = training.loss(target, draft, 1, corpus.training[:4])
-        loss.backward()
-        found.append(
-            [loss.detach(), draft.norm.weight.grad.clone(), draft.block.self_attn.q_proj.weight.grad]
-        )
-    torch.testing.assert_close(*found)
+    weights = [each for each in draft.parameters() if each.requires_grad]
+    sequences = corpus.training[:4]
+    hidden, last = hidden_after(target, torch.from_numpy(sequences), 1)
+    wanted, found = (target.head(each).log_softmax(-1).flatten(0, 1) for each in (last, draft(hidden)))
+    loss = functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
+    expected = torch.autograd.grad(loss, weights)
+
+    assert training.learn(target, draft, 1, sequences) == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close([each.grad for each in weights], list(expected))
+
+
+def test_agreement_is_measured_on_a_part_while_it_learns_and_on_all_at_the_end(
+    target: Target, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    real = training.measure
+
+    def measure(target: Target, draft: EarlyExit, num_layers: int, sequences: np.ndarray) -> Agreement:
+        seen.append(sequences)
+        return real(target, draft, num_layers, sequences)
+
+    monkeypatch.setattr(training, "measure", measure)
+    monkeypatch.setattr(training, "MEASURED_SEQUENCES", 3)
+    monkeypatch.setattr(training, "SAVE_EVERY", 1)
+    short = dataclasses.replace(SCHEDULE, num_steps=2)
+    train(target, corpus, short, tmp_path / "state", lambda _: None)
+    part, whole = seen
+    # Of eight, from all over: the text may be sorted.
+    np.testing.assert_array_equal(part, corpus.validation[[0, 3, 6]])
+    np.testing.assert_array_equal(whole, corpus.validation)
 
 
 def test_answers_keep_the_questions_order_whatever_is_answered_together(
