@@ -91,7 +91,7 @@ class _Session:
     parked_at: float = 0.0
 
 
-class _RemoteDrafts(Scheduler):  # type: ignore[misc, unused-ignore]
+class RemoteDraftScheduler(Scheduler):  # type: ignore[misc, unused-ignore]
     """vLLM's own scheduler, with sessions whose speculative tokens come from outside."""
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -224,11 +224,7 @@ class _RemoteDrafts(Scheduler):  # type: ignore[misc, unused-ignore]
         return super()._free_request(request, *args, **kwargs)
 
 
-class RemoteDraftScheduler(_RemoteDrafts):
-    """Of an engine that ends a step before it schedules the next."""
-
-
-class AheadScheduler(_RemoteDrafts, AsyncScheduler):  # type: ignore[misc, unused-ignore]
+class AheadScheduler(RemoteDraftScheduler, AsyncScheduler):  # type: ignore[misc, unused-ignore]
     """Of an engine that schedules a step while it computes the one before, by vLLM's V2 runner.
 
     A session that is in a step waits for its outcome, on which its next draft depends; a plain stream is in

@@ -110,7 +110,7 @@ def find_calibration(model: str, sha256: Callable[[], str], named: Path | None =
     own = named or user_file(model)
     if named or own.is_file():
         return _checked(load_calibration(own), str(own), model, sha256())
-    shipped = files("edge_agent.routing").joinpath("calibrations", f"{model}.yaml")
+    shipped = files("edge_agent.routing") / "calibrations" / f"{model}.yaml"
     if not shipped.is_file():
         return None
     calibration = _parse(shipped.read_text("utf-8"), f"{model}.yaml")

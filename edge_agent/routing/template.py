@@ -73,7 +73,7 @@ def load_template(name: str, folder: Path | None = None) -> Template:
         if own is not None and own.exists():
             text = own.read_text("utf-8")
         else:
-            text = files("edge_agent.routing").joinpath("templates", file_name).read_text("utf-8")
+            text = (files("edge_agent.routing") / "templates" / file_name).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSetting(f"the template {own or file_name} cannot be read: {error}") from None
     return _parse(name, text)
