@@ -119,8 +119,8 @@ def load_target(
         folder = _judged_folder(model, options)
     config = engine_config(model, {**made, **options})
     if stays:
-        ahead = config.scheduler_config.async_scheduling
-        log.info("sessions stay in the engine, %s", "which schedules a step ahead" if ahead else "step by step")
+        how = "a step ahead" if config.scheduler_config.async_scheduling else "step by step"
+        log.info("sessions stay in the engine, which schedules %s", how)
     if judge_head is not None:
         judge_head.check_fits(name, folder_sha256(folder), config.model_config.get_hidden_size())
     return VllmTarget(config, _text_side(config, name), judge_head)
