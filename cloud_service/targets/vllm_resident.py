@@ -175,9 +175,10 @@ class ResidentSessions:
     """The sessions of one engine.
 
     Their drafts and answers go past vLLM's own bookkeeping of requests in this process, which costs more than
-    all else that a round does here. Drafts that come while the engine works wait for the end of its step and
-    go together: their sessions then share its steps, and stay in its batch from one to the next. Of many,
-    one group is verified while the drafts of another come (`resident_rounds.most_in_a_step`).
+    all else that a round does here. Drafts go to the engine together, since each message costs it something:
+    where it ends a step before it schedules the next, those that come meanwhile wait for that end, and their
+    sessions then share its steps; where it schedules ahead, they wait for a millisecond, and are in the step
+    behind the present one.
     """
 
     def __init__(self, llm: Any, padding: frozenset[int]) -> None:
@@ -197,6 +198,7 @@ class ResidentSessions:
         self._llm = llm
         self._core = llm.engine_core
         self._context_tokens = int(llm.vllm_config.model_config.max_model_len)
+        self._ahead: bool = llm.vllm_config.scheduler_config.async_scheduling
         self._num_groups: int = llm.vllm_config.additional_config[NUM_GROUPS]
         self._ids = itertools.count()
         self._sessions: dict[str, Session] = {}
@@ -234,8 +236,11 @@ class ResidentSessions:
         """Hand over a session's next draft, for `Session.verdict`."""
         start = session.begin(draft)
         self._drafts.append((session.name, start, list(draft)))
-        if len(self._drafts) == self._enough():
-            asyncio.get_running_loop().call_soon(self._flush)
+        loop = asyncio.get_running_loop()
+        if not self._verifying or len(self._drafts) == self._enough():
+            loop.call_soon(self._flush)
+        elif self._ahead and len(self._drafts) == 1:
+            loop.call_later(_GATHER_S, self._flush)
 
     def close(self, session: Session) -> None:
         """Take a session out of the engine."""
@@ -245,12 +250,7 @@ class ResidentSessions:
             self._flush()
 
     def _enough(self) -> int:
-        """Drafts that go to the engine without waiting for the end of its step.
-
-        Each time costs it something. Where all sessions share a step, those that wait cannot be in this one.
-        """
-        if not self._verifying:
-            return 1
+        """Drafts that wait for no others: where all sessions share a step, all; else most of a group's."""
         most = most_in_a_step(len(self), self._num_groups)
         return most // 2 if most < len(self) else most
 
@@ -483,6 +483,9 @@ class ResidentSequence:
 
 
 _NONE = np.empty(0)
+
+_GATHER_S = 1e-3
+"""For how long drafts wait for others before they go to an engine that is at work and schedules ahead."""
 
 _TEST_TOKENS = 6
 _TEST_NATS = 0.5

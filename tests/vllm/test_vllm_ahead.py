@@ -6,6 +6,7 @@ how much of each is computed, a slot for each request) and stops at what would b
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 from cloud_service.targets import vllm_resident as resident
 from cloud_service.targets.resident_rounds import PendingRound
 from cloud_service.targets.vllm import engine_config
-from cloud_service.targets.vllm_scheduler import DRAFT, DRAFTS, AheadScheduler
+from cloud_service.targets.vllm_scheduler import DRAFT, DRAFTS, NUM_GROUPS, AheadScheduler
 from cloud_service.targets.vllm_worker import put
+from tests.service import eventually
 from tests.tiny_pair import TinyPair
 
 pytestmark = pytest.mark.vllm
@@ -328,6 +330,48 @@ def test_random_streams_get_the_targets_text_and_leave_nothing_behind(
     assert engine.runner.slots.keys() <= engine.scheduler.finished_req_ids
     assert num_rounds > 200
     assert engine.num_evicted > 0
+
+
+class FakeCore:
+    """In place of the client of vLLM's engine: keeps what it is sent, and answers what it is told."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def add_request_async(self, request: Any) -> None:
+        self.sent.append(request.sampling_params.extra_args)
+
+    async def get_output_async(self) -> Any:
+        return await self.answers.get()
+
+
+async def test_drafts_that_come_while_the_engine_works_go_soon_and_together() -> None:
+    core = FakeCore()
+    settings = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=100),
+        scheduler_config=SimpleNamespace(async_scheduling=True),
+        additional_config={NUM_GROUPS: 3},
+    )
+    llm = SimpleNamespace(engine_core=core, vllm_config=settings, _run_output_handler=lambda: None)
+    sessions = resident.ResidentSessions(llm, frozenset())
+    first, second, third = (sessions.open([1, number], [], None, None) for number in range(3))
+    await eventually(lambda: len(core.sent) == 3)
+    answers = [
+        SimpleNamespace(
+            request_id=each.name, new_token_ids=[5], prefill_stats=None, finished=False, events=()
+        )
+        for each in (first, second)
+    ]
+    core.answers.put_nowait(SimpleNamespace(outputs=answers))
+    await core.get_output_async()
+    sessions.verify(first, [6])
+    await asyncio.sleep(0)
+    sessions.verify(second, [7])
+    assert len(core.sent) == 3, "the third is being verified"
+    await eventually(lambda: len(core.sent) == 4)
+    assert core.sent[3] == {DRAFTS: [(first.name, 3, [6]), (second.name, 3, [7])]}
+    assert not third.settled
 
 
 def test_drafts_are_put_where_the_runner_reads_them() -> None:
