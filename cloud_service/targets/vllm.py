@@ -172,7 +172,7 @@ def why_not_resident(options: Mapping[str, Any]) -> str | None:
         if name in options:
             return f"--engine.{name.replace('_', '-')} is set"
     if envs.VLLM_USE_V2_MODEL_RUNNER:
-        return "VLLM_USE_V2_MODEL_RUNNER=1 has vLLM refuse drafts from outside (unset, its V2 runner may take them)"
+        return "VLLM_USE_V2_MODEL_RUNNER=1 has vLLM refuse drafts from outside; unset, it takes them"
     return None
 
 
