@@ -12,8 +12,30 @@ from dataclasses import dataclass, field
 class Wiretap:
     address: str = ""
     num_connections: int = 0
-    received: bytearray = field(default_factory=bytearray)
-    """From edges, of all connections."""
+    connections: list[bytearray] = field(default_factory=list)
+    """What came from edges on each that reached the cloud."""
+
+    @property
+    def received(self) -> bytes:
+        """Of all connections."""
+        return b"".join(self.connections)
+
+    @property
+    def num_requests(self) -> int:
+        """Calls that edges began: HTTP/2's HEADERS frames (RFC 9113, section 4.1). A channel that connects
+        again by itself, which gRPC's do, begins none."""
+        return sum(map(_num_headers, self.connections))
+
+
+def _num_headers(received: bytearray) -> int:
+    num, at = 0, _PREFACE_BYTES
+    while at + 4 <= len(received):
+        num += received[at + 3] == _HEADERS
+        at += _FRAME_HEAD_BYTES + int.from_bytes(received[at : at + 3], "big")
+    return num
+
+
+_PREFACE_BYTES, _FRAME_HEAD_BYTES, _HEADERS = 24, 9, 1
 
 
 @asynccontextmanager
@@ -23,12 +45,14 @@ async def wiretap(target: str) -> AsyncIterator[Wiretap]:
     host, port = target.split(":")
     tasks: set[asyncio.Task[None]] = set()
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, recorded: bool) -> None:
+    async def pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, recorded: bytearray | None
+    ) -> None:
         try:
             with suppress(ConnectionError):
                 while data := await reader.read(65536):
-                    if recorded:
-                        tap.received += data
+                    if recorded is not None:
+                        recorded += data
                     writer.write(data)
                     await writer.drain()
         finally:
@@ -41,8 +65,9 @@ async def wiretap(target: str) -> AsyncIterator[Wiretap]:
         except OSError:
             writer.close()
             return
-        for pair, recorded in (((reader, cloud_writer), True), ((cloud_reader, writer), False)):
-            tasks.add(asyncio.create_task(pump(*pair, recorded=recorded)))
+        tap.connections.append(bytearray())
+        tasks.add(asyncio.create_task(pump(reader, cloud_writer, tap.connections[-1])))
+        tasks.add(asyncio.create_task(pump(cloud_reader, writer, None)))
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     tap.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
