@@ -21,21 +21,23 @@ class Wiretap:
         return b"".join(self.connections)
 
     @property
-    def num_requests(self) -> int:
-        """Calls that edges began: HTTP/2's HEADERS frames (RFC 9113, section 4.1). A channel that connects
-        again by itself, which gRPC's do, begins none."""
-        return sum(map(_num_headers, self.connections))
+    def num_call_bytes(self) -> int:
+        """Of what calls consist of: HTTP/2's HEADERS, CONTINUATION and DATA frames (RFC 9113, section 6). A
+        channel that connects again by itself, which gRPC's do, sends none of them."""
+        return sum(map(_num_call_bytes, self.connections))
 
 
-def _num_headers(received: bytearray) -> int:
+def _num_call_bytes(received: bytearray) -> int:
     num, at = 0, _PREFACE_BYTES
     while at + 4 <= len(received):
-        num += received[at + 3] == _HEADERS
-        at += _FRAME_HEAD_BYTES + int.from_bytes(received[at : at + 3], "big")
+        frame_bytes = _FRAME_HEAD_BYTES + int.from_bytes(received[at : at + 3], "big")
+        num += frame_bytes if received[at + 3] in (_HEADERS, _CONTINUATION, _DATA) else 0
+        at += frame_bytes
     return num
 
 
-_PREFACE_BYTES, _FRAME_HEAD_BYTES, _HEADERS = 24, 9, 1
+_PREFACE_BYTES, _FRAME_HEAD_BYTES = 24, 9
+_DATA, _HEADERS, _CONTINUATION = 0, 1, 9
 
 
 @asynccontextmanager

@@ -191,7 +191,7 @@ async def test_a_private_prompt_is_not_sent_later_when_the_cloud_is_back(
             assert QUESTION.encode() in tap.received, "the tap sees what is sent"
             cloud.kill()
             assert (await ask(agent, QUESTION)).routes == ["local"]
-            before = tap.num_requests
+            before = tap.num_call_bytes
             assert before > 0
 
             async def bring_back(asked: Asked) -> None:
@@ -202,7 +202,7 @@ async def test_a_private_prompt_is_not_sent_later_when_the_cloud_is_back(
             assert private.routes == ["local"]
             assert cloud.runs
             await asyncio.sleep(1.0)  # anything that waited for the cloud would have found it
-            assert tap.num_requests == before
+            assert tap.num_call_bytes == before
             later = await ask(agent, "And now?")
             assert later.num_from_cloud > 0
     assert SECRET.encode() not in tap.received
