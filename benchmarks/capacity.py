@@ -353,7 +353,7 @@ class Table:
 
 async def measure(arguments: argparse.Namespace) -> None:
     tables = [Table(run, arguments) for run in arguments.runs]
-    arguments.slots = max(max(table.edges) for table in tables)
+    arguments.slots = max(all_edges(tables))
     for part in OPTIONS:
         asking = [table for table in tables if part in PARTS[table.run]]
         if not asking:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.remote import Cloud, Meter
 from shared.messages import Finished, Open
-from shared.session import EdgeSession
+from shared.session import EdgeSession, EdgeState
 
 _WARM_UP_S = 1.0
 
@@ -81,3 +81,29 @@ async def draft_rounds(
 
     await asyncio.gather(*(edge(*each) for each in zip(requests, texts, strict=True)))
     return seen
+
+
+async def scripted_rounds(
+    cloud: Cloud, request: Open, num_draft_tokens: int
+) -> AsyncGenerator[tuple[float, int], None]:
+    """Rounds with a scripted target, stop and wait, of which every fifth token is drafted wrong.
+
+    Yields:
+        Of each round: seconds from draft sent to verdict committed, and tokens committed.
+    """
+    async with cloud.speculate(request, Meter()) as stream:
+        session = EdgeSession()
+        session.send_open()
+        session.receive_opened(stream.opened)
+        while True:
+            num_before = len(session.committed)
+            at = len(stream.opened.prompt_token_ids) + num_before
+            draft = [1 + (at + i) % 250 + (((at + i) % 5) == 0) for i in range(num_draft_tokens)]
+            began = time.perf_counter()
+            await stream.send(session.send_draft(draft, more=False))
+            verdict = await stream.receive()
+            assert not isinstance(verdict, Finished)
+            session.receive_verdict(verdict)
+            seconds = time.perf_counter() - began
+            assert session.state is EdgeState.DRAFTING
+            yield seconds, len(session.committed) - num_before

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
+from contextlib import aclosing
 
+from benchmarks.edges import scripted_rounds
 from benchmarks.harness import quantile, save
 from benchmarks.services import scripted_cloud
 from edge_agent.access import Access
-from edge_agent.remote import Cloud, Meter
-from shared.messages import Finished, Message, Open
+from edge_agent.remote import Cloud
+from shared.messages import Message, Open
 from shared.sampling import Sampling
-from shared.session import EdgeSession, EdgeState
 
 DRAFT_TOKENS = 4
 _PLAIN = Access()
@@ -28,24 +28,15 @@ async def rounds(
         seed=1,
         max_tokens=num_rounds * (DRAFT_TOKENS + 1) + 8,
     )
-    times = []
+    times: list[float] = []
     async with (
         Cloud(address, connect_timeout_s=5, silence_timeout_s=30, access=access) as cloud,
-        cloud.speculate(request, Meter()) as stream,
+        aclosing(scripted_rounds(cloud, request, DRAFT_TOKENS)) as made,
     ):
-        session = EdgeSession()
-        session.send_open()
-        session.receive_opened(stream.opened)
-        for _ in range(num_rounds):
-            at = len(stream.opened.prompt_token_ids) + len(session.committed)
-            draft = [1 + (at + i) % 250 + (((at + i) % 5) == 0) for i in range(DRAFT_TOKENS)]
-            began = time.perf_counter()
-            await stream.send(session.send_draft(draft, more=False))
-            verdict = await stream.receive()
-            assert not isinstance(verdict, Finished)
-            session.receive_verdict(verdict)
-            times.append(time.perf_counter() - began)
-            assert session.state is EdgeState.DRAFTING
+        async for seconds, _ in made:
+            times.append(seconds)
+            if len(times) == num_rounds:
+                break
     return times
 
 

@@ -10,17 +10,18 @@ import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 
 import psutil
 
+from benchmarks.edges import scripted_rounds
 from benchmarks.harness import save
 from benchmarks.services import scripted_cloud
 from cloud_service.targets.base import GenerateOptions
 from edge_agent.remote import Cloud, Meter
-from shared.messages import Finished, Message, Open, Tokens
+from shared.messages import Message, Open, Tokens
 from shared.sampling import Sampling
-from shared.session import EdgeSession
 from tests.mortal import ForgetfulTarget
 
 PROMPT_TOKENS = 64
@@ -38,18 +39,13 @@ def request() -> Open:
 
 
 async def rounds(cloud: Cloud, end: float) -> int:
-    async with cloud.speculate(request(), Meter()) as stream:
-        session = EdgeSession()
-        session.send_open()
-        session.receive_opened(stream.opened)
-        while time.monotonic() < end:
-            at = len(stream.opened.prompt_token_ids) + len(session.committed)
-            draft = [1 + (at + i) % 250 + (((at + i) % COMMITTED) == 0) for i in range(DRAFT_TOKENS)]
-            await stream.send(session.send_draft(draft, more=False))
-            verdict = await stream.receive()
-            assert not isinstance(verdict, Finished)
-            session.receive_verdict(verdict)
-        return len(session.committed)
+    num_tokens = 0
+    async with aclosing(scripted_rounds(cloud, request(), DRAFT_TOKENS)) as made:
+        async for _, num_committed in made:
+            num_tokens += num_committed
+            if time.monotonic() >= end:
+                break
+    return num_tokens
 
 
 async def plain(cloud: Cloud, end: float) -> int:

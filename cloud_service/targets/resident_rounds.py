@@ -59,13 +59,12 @@ def graph_sizes(
     [1, 2, 4, 8, 9, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 153]
     """
     most = min(num_streams * step_tokens, MAX_GRAPH_TOKENS, max_batched_tokens or MAX_GRAPH_TOKENS)
+    if not any_size:
+        most = max(1, most // step_tokens) * step_tokens
     unit = _UNIT if any_size else step_tokens
     sizes = [unit]
-    while sizes[-1] + unit <= most:
-        sizes.append(sizes[-1] + max(1, sizes[-1] // unit // 8) * unit)
-    sizes = [size for size in sizes if size <= most] or [unit]
-    if sizes[-1] < most:
-        sizes.append(most if any_size else most // unit * unit)
+    while sizes[-1] < most:
+        sizes.append(min(most, sizes[-1] + max(1, sizes[-1] // unit // 8) * unit))
     if any_size:  # plain steps: of few streams, and of all
         sizes = [size for size in (1, 2, 4, num_streams, *sizes) if size <= most]
     return sorted(set(sizes))

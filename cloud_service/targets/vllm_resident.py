@@ -149,7 +149,7 @@ def _may_look_ahead() -> bool:
 
 
 _WORKER = "cloud_service.targets.vllm_worker.RemoteDraftWorker"
-"""By name, since its module can be imported only where vLLM runs on a GPU."""
+"""By name: the engine's process loads it, and the service need not load vLLM's runner."""
 
 
 class _Ahead(VllmConfig):  # type: ignore[misc, unused-ignore]

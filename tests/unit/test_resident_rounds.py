@@ -51,9 +51,7 @@ def test_every_step_of_so_many_streams_fits_a_graph_closely(num_streams: int, st
 
 
 @pytest.mark.parametrize("num_streams", [1, 7, 64, 100, 256])
-def test_where_any_size_will_do_plain_steps_are_hardly_padded(
-    num_streams: int,
-) -> None:
+def test_where_any_size_will_do_plain_steps_are_hardly_padded(num_streams: int) -> None:
     sizes = graph_sizes(num_streams, STEP_TOKENS, any_size=True)
     assert sizes == sorted(set(sizes))
     assert {1, 2, 4, num_streams} <= set(sizes)
